@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+
+from captioner.domain import MAX_INLINE_CHARACTERS, CaptionRequest, JobState, Source
+from captioner.errors import ErrorCode, InvalidRequestError
+
+
+@pytest.mark.parametrize(
+    ("uri", "scheme", "display"),
+    [
+        ("/media/a cat.jpg", "file", "/media/a cat.jpg"),
+        ("file:///media/a%20cat.jpg", "file", "/media/a cat.jpg"),
+        ("https://user:secret@cms.example/a.jpg?X-Sig=secret#f", "https", "https://cms.example/a.jpg?…"),
+        ("http://[::1]:8080/a.jpg", "http", "http://[::1]:8080/a.jpg"),
+        ("https://cms.example:bad/a", "https", "https:…"),
+        ("data:image/png;base64,aGVsbG8=", "data", "data:image/png;base64,…"),
+        ("S3://bucket/key", "s3", "s3://bucket/key"),
+        ("c:picture.jpg", "file", "c:picture.jpg"),
+    ],
+)
+def test_sources_show_no_secret(uri: str, scheme: str, display: str) -> None:
+    source = Source(uri)
+    assert source.scheme == scheme
+    assert source.display == display
+    assert "secret" not in repr(source)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "",
+        "  ",
+        "/a\nb",
+        "/a\x00b",
+        "https://a/" + "x" * 9_000,
+        "data:," + "x" * MAX_INLINE_CHARACTERS,
+        "/not/utf8/\udcff",
+    ],
+)
+def test_refuses_sources_nobody_could_open(uri: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        Source(uri)
+
+
+def test_inline_pictures_may_be_long() -> None:
+    Source("data:image/png;base64," + "A" * 300_000)
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a\x00"])
+def test_refuses_unusable_client_keys(key: str) -> None:
+    with pytest.raises(InvalidRequestError, match="client_key"):
+        CaptionRequest(source=Source("/a.jpg"), client_key=key)
+
+
+def test_only_queued_and_processing_may_change() -> None:
+    assert {state for state in JobState if not state.terminal} == {"queued", "processing"}
+
+
+def test_the_codes_are_the_documented_ones() -> None:
+    """They are stored, sent and relied upon: a change here breaks clients."""
+    assert {code.value: code.retryable for code in ErrorCode} == {
+        "source_not_allowed": False,
+        "fetch_failed": True,
+        "fetch_timeout": True,
+        "media_too_large": False,
+        "unsupported_media_type": False,
+        "decode_failed": False,
+        "pixel_limit": False,
+        "video_no_frames": False,
+        "video_too_long": False,
+        "invalid_request": False,
+        "prompt_too_long": False,
+        "deadline_exceeded": False,
+        "out_of_memory": True,
+        "worker_lost": True,
+        "plugin_failed": False,
+        "internal": True,
+    }

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from captioner.logs import configure_logging, job_context
+from captioner.settings import LogSettings
+
+
+@pytest.fixture(autouse=True)
+def root_logger() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_lines_carry_the_job_they_speak_of() -> None:
+    stream = io.StringIO()
+    configure_logging(LogSettings(), stream)
+    with job_context("7c9e"):
+        logging.getLogger("captioner.x").info("done", extra={"seconds": 1.5})
+    logging.getLogger("captioner.x").info("idle")
+    first, second = stream.getvalue().splitlines()
+    assert first.endswith("INFO captioner.x: done  job_id=7c9e  seconds=1.5")
+    assert "job_id" not in second
+
+
+def test_json_is_one_object_a_line_even_with_a_traceback() -> None:
+    stream = io.StringIO()
+    configure_logging(LogSettings(format="json"), stream)
+    with job_context("7c9e"):
+        try:
+            raise ValueError("broken\nin two lines")
+        except ValueError:
+            logging.getLogger("captioner.x").exception("failed")
+    (line,) = stream.getvalue().splitlines()
+    entry = json.loads(line)
+    assert entry["job_id"] == "7c9e"
+    assert entry["message"] == "failed"
+    assert "ValueError" in entry["exception"]
+
+
+def test_the_level_is_kept() -> None:
+    stream = io.StringIO()
+    configure_logging(LogSettings(level="WARNING"), stream)
+    logging.getLogger("captioner.x").info("quiet")
+    assert stream.getvalue() == ""

@@ -1,0 +1,280 @@
+"""The nouns of the system: frozen values that every layer understands and none owns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+from uuid import UUID, uuid4
+
+from captioner.errors import ErrorCode, InvalidRequestError
+from captioner.options import GenerationOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: Longest source accepted by reference, in characters; `data:` has a limit of its own.
+MAX_SOURCE_CHARACTERS = 8_192
+#: Longest `data:` source, in characters: 256 KiB of bytes as base64, and the header.
+MAX_INLINE_CHARACTERS = 256 * 1024 * 4 // 3 + 256
+MAX_CLIENT_KEY_CHARACTERS = 255
+
+
+class JobState(StrEnum):
+    """Where a job is: `queued → processing → succeeded | failed | canceled | expired`."""
+
+    QUEUED = "queued"
+    PROCESSING = "processing"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+    @property
+    def terminal(self) -> bool:
+        """True when the state never changes again."""
+        return self not in (JobState.QUEUED, JobState.PROCESSING)
+
+
+class Lane(StrEnum):
+    """Which queue a job waits in; an editor's picture overtakes a backfill."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the media is: `https://…`, `http://…`, `file:///…`, an absolute path, or `data:…`.
+
+    Raises:
+        InvalidRequestError: the text is empty, too long, or holds control characters.
+    """
+
+    uri: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what no provider could open, before it is stored."""
+        if not isinstance(self.uri, str) or not self.uri.strip():
+            raise InvalidRequestError("source must be a URL, a data: URL or an absolute path")
+        limit = MAX_INLINE_CHARACTERS if self.scheme == "data" else MAX_SOURCE_CHARACTERS
+        if len(self.uri) > limit:
+            raise InvalidRequestError(f"source of {len(self.uri)} characters; at most {limit}")
+        if any(ord(character) < 32 or ord(character) == 127 for character in self.uri):
+            raise InvalidRequestError("source must not contain control characters")
+        if any("\ud800" <= character <= "\udfff" for character in self.uri):
+            raise InvalidRequestError("source must be valid Unicode; rename the file to UTF-8")
+
+    @property
+    def scheme(self) -> str:
+        """The URL scheme in lower case; `file` for a plain path."""
+        head, colon, _ = self.uri.partition(":")
+        return (
+            head.lower()
+            if colon and head.isascii() and head.isalnum() and len(head) > 1
+            else "file"
+        )
+
+    @property
+    def display(self) -> str:
+        """The source as it may be shown and logged: no credentials, query, fragment or bytes."""
+        if self.scheme == "data":
+            return f"data:{self.uri[5:].partition(',')[0][:40]},…"
+        if self.scheme == "file":
+            return self.path
+        try:
+            parts = urlsplit(self.uri)
+            host, port = parts.hostname or "", parts.port
+        except ValueError:
+            return f"{self.scheme}:…"
+        host = f"[{host}]" if ":" in host else host
+        query = "?…" if parts.query else ""
+        return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}{query}"
+
+    @property
+    def path(self) -> str:
+        """The local path of a `file` source, percent-decoded when it came as a URL."""
+        if self.uri[:5].lower() != "file:":
+            return self.uri
+        return unquote(urlsplit(self.uri).path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionRequest:
+    """What a client asks for: one image (or video) to be captioned.
+
+    Raises:
+        InvalidRequestError: a value cannot be stored or used.
+    """
+
+    source: Source
+    options: GenerationOptions = field(default_factory=GenerationOptions)
+    #: The client's own key: the same key never makes a second job.
+    client_key: str | None = None
+    #: Opaque to captioner; stored, and echoed in results and events.
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    lane: Lane = Lane.INTERACTIVE
+    id: UUID = field(default_factory=uuid4)
+
+    def __post_init__(self) -> None:
+        """Refuse an unusable client key."""
+        key = self.client_key
+        if key is not None and not 0 < len(key) <= MAX_CLIENT_KEY_CHARACTERS:
+            raise InvalidRequestError(
+                f"client_key must have 1 to {MAX_CLIENT_KEY_CHARACTERS} characters"
+            )
+        if key is not None and "\x00" in key:
+            raise InvalidRequestError("client_key must not contain NUL characters")
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A source brought to this machine, not yet decoded."""
+
+    #: A regular file: the local source itself, or a copy in the job's own folder.
+    path: Path
+    #: The source as it may be shown (`Source.display`).
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One picture ready for the model, and when it was seen."""
+
+    #: uint8 `[height, width, 3]`, RGB, already of the model's size.
+    pixels: NDArray[np.uint8] = field(repr=False)
+    #: Seconds from the start of the media; None for a still image.
+    time_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caption:
+    """One caption of one job."""
+
+    #: Prompt and generated text.
+    text: str
+    #: The generated text alone.
+    continuation: str
+    #: Mean log-probability of the generated tokens, [SEP] included; 0 is certainty.
+    score: float
+    #: 0 is the best.
+    rank: int = 0
+    #: Sum of log-probabilities over length ** length_penalty; None unless beams were searched.
+    beam_score: float | None = None
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    alt_text: str | None = None
+    #: What made it: `model`, or the name of the plugin that did.
+    origin: str = "model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """Which model made a result, stamped on every one."""
+
+    id: str
+    #: Snapshot hash of the hub, or SHA-256 of the local weights file.
+    revision: str
+    #: `float16`, `bfloat16`, `float32` or `float64`.
+    dtype: str
+    device: str
+    backend: str
+    #: Pictures are squashed to this many pixels in height and width.
+    image_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailure:
+    """Why a job failed."""
+
+    code: ErrorCode
+    message: str
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job as it stands in SQL, with its captions when it has any."""
+
+    id: UUID
+    state: JobState
+    source: Source
+    options: GenerationOptions
+    client_key: str | None
+    metadata: Mapping[str, Any]
+    lane: Lane
+    #: Times this job was claimed by a worker; also the fencing token of a record.
+    attempt: int
+    owner: str | None
+    created_at: datetime
+    #: When its message was last given to the broker; None: never yet.
+    dispatched_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    failure: JobFailure | None
+    model: ModelInfo | None
+    #: Seconds by stage: `fetch`, `decode`, `engine`, `total`.
+    timings: Mapping[str, float]
+    captions: tuple[Caption, ...] = ()
+
+    @property
+    def request(self) -> CaptionRequest:
+        """What the client asked for."""
+        return CaptionRequest(
+            id=self.id,
+            source=self.source,
+            options=self.options,
+            client_key=self.client_key,
+            metadata=self.metadata,
+            lane=self.lane,
+        )
+
+    def as_mapping(self) -> dict[str, Any]:
+        """The job as programs see it, everywhere: JSON values only, the source redacted."""
+        return {
+            "id": str(self.id),
+            "state": self.state.value,
+            "source": self.source.display,
+            "client_key": self.client_key,
+            "metadata": dict(self.metadata),
+            "lane": self.lane.value,
+            "options": self.options.as_mapping(),
+            "attempt": self.attempt,
+            "created_at": _iso(self.created_at),
+            "started_at": _iso(self.started_at),
+            "finished_at": _iso(self.finished_at),
+            "captions": [dataclasses.asdict(caption) for caption in self.captions],
+            "error": dataclasses.asdict(self.failure) if self.failure else None,
+            "model": dataclasses.asdict(self.model) if self.model else None,
+            "timings": dict(self.timings),
+        }
+
+    @property
+    def caption(self) -> str | None:
+        """The best caption's text, or None."""
+        return self.captions[0].text if self.captions else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an attempt ended: what a worker asks the store to record."""
+
+    job_id: UUID
+    #: The attempt this worker claimed; the record is refused when another has begun since.
+    attempt: int
+    #: A terminal state.
+    state: JobState
+    captions: tuple[Caption, ...] = ()
+    failure: JobFailure | None = None
+    model: ModelInfo | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+def _iso(time: datetime | None) -> str | None:
+    return time.isoformat() if time else None

@@ -1,0 +1,118 @@
+"""Every way a job can fail, as stable codes, and the exceptions that carry them.
+
+A code is part of the public interface: it is stored in SQL, sent in events and printed by the CLI.
+Its meaning never changes; new codes may be added.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """Why a job ended in `failed` (or `expired`), as stored and shown."""
+
+    SOURCE_NOT_ALLOWED = "source_not_allowed"
+    FETCH_FAILED = "fetch_failed"
+    FETCH_TIMEOUT = "fetch_timeout"
+    MEDIA_TOO_LARGE = "media_too_large"
+    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    DECODE_FAILED = "decode_failed"
+    PIXEL_LIMIT = "pixel_limit"
+    VIDEO_NO_FRAMES = "video_no_frames"
+    VIDEO_TOO_LONG = "video_too_long"
+    INVALID_REQUEST = "invalid_request"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    OUT_OF_MEMORY = "out_of_memory"
+    WORKER_LOST = "worker_lost"
+    PLUGIN_FAILED = "plugin_failed"
+    INTERNAL = "internal"
+
+    @property
+    def retryable(self) -> bool:
+        """True when the same job may succeed later without being changed."""
+        return self in _RETRYABLE
+
+
+_RETRYABLE = frozenset(
+    {
+        ErrorCode.FETCH_FAILED,
+        ErrorCode.FETCH_TIMEOUT,
+        ErrorCode.OUT_OF_MEMORY,
+        ErrorCode.WORKER_LOST,
+        ErrorCode.INTERNAL,
+    }
+)
+
+
+class CaptionerError(Exception):
+    """Base of everything captioner raises on purpose; its text is one line fit for a person."""
+
+
+class JobError(CaptionerError):
+    """A job cannot be completed; ends it with `code` and leaves the worker running."""
+
+    def __init__(self, code: ErrorCode, message: str, *, retryable: bool | None = None) -> None:
+        """`retryable` overrides the code's default: a 404 is `fetch_failed`, yet final."""
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retryable = code.retryable if retryable is None else retryable
+
+
+class InvalidRequestError(JobError):
+    """The request contradicts itself or asks for something the model cannot do."""
+
+    def __init__(self, message: str) -> None:
+        """`message` names the field and the values it may have."""
+        super().__init__(ErrorCode.INVALID_REQUEST, message)
+
+
+class PluginError(JobError):
+    """A provider plugin raised; the job fails with the plugin's name in the message."""
+
+    def __init__(self, plugin: str, hook: str, error: BaseException) -> None:
+        """`plugin` and `hook` say where to look; `error` is what was raised there."""
+        super().__init__(
+            ErrorCode.PLUGIN_FAILED, f"plugin {plugin!r} failed in {hook}: {describe(error)}"
+        )
+        self.plugin = plugin
+
+
+class SettingsError(CaptionerError):
+    """A setting has a value that cannot work; the text names the setting and the remedy."""
+
+
+class ModelLoadError(CaptionerError):
+    """The model cannot be loaded: not found, incomplete, of another kind, or pickled."""
+
+
+class SchemaError(CaptionerError):
+    """The database schema is not the one this version needs."""
+
+
+class StoreUnavailableError(CaptionerError):
+    """The database cannot be reached or opened."""
+
+
+class BrokerUnavailableError(CaptionerError):
+    """The broker cannot be reached."""
+
+
+class JobNotFoundError(CaptionerError):
+    """No job has this id. An unknown id is never reported as pending."""
+
+    def __init__(self, job_id: object) -> None:
+        """`job_id` is shown as the caller wrote it."""
+        super().__init__(f"no job has the id {job_id}")
+
+
+class DuplicateClientKeyError(CaptionerError):
+    """The client key belongs to a job with another source or other options."""
+
+
+def describe(error: BaseException) -> str:
+    """One line for an exception of any kind: its type and the first line of its text."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,82 @@
+"""Structured logs: every line can carry the job it speaks of.
+
+`logging.getLogger(__name__)` as everywhere; `job_context(job_id)` around the work adds the id, and
+the formatters print it, as text for people or as one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from captioner.settings import LogSettings
+
+_job_id: ContextVar[str | None] = ContextVar("captioner_job_id", default=None)
+
+#: What every LogRecord has; anything else was passed as `extra` and is printed.
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+@contextlib.contextmanager
+def job_context(job_id: object) -> Iterator[None]:
+    """Log lines written inside carry this job id."""
+    token = _job_id.set(str(job_id))
+    try:
+        yield
+    finally:
+        _job_id.reset(token)
+
+
+def _extras(record: logging.LogRecord) -> dict[str, object]:
+    extras = {k: v for k, v in record.__dict__.items() if k not in _STANDARD and k != "data"}
+    job_id = _job_id.get()
+    return {"job_id": job_id, **extras} if job_id and "job_id" not in extras else extras
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-02 03:04:05 INFO captioner.service: text  key=value …`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and the traceback below it when there is one."""
+        time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        line = f"{time} {record.levelname} {record.name}: {record.getMessage()}"
+        line += "".join(f"  {key}={value}" for key, value in _extras(record).items())
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: `time`, `level`, `logger`, `message`, then the extras."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as JSON; values JSON does not know are printed as text."""
+        entry: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_extras(record),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str, ensure_ascii=False)
+
+
+def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
+    """Send every log line of this process to `stream` (standard error) in the chosen format."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.level)
+    # One line a request or task at INFO would drown ours.
+    for chatty in ("httpx", "httpcore", "celery.worker.strategy", "celery.app.trace", "alembic"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))

@@ -1,0 +1,151 @@
+"""How a caption is to be generated: the options every backend understands."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from captioner.errors import InvalidRequestError
+
+#: The most new tokens and beams a request may ask for; both bound the memory of one image.
+MAX_NEW_TOKENS = 256
+MAX_BEAMS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """Options of one caption; one set per image, mixed freely within a batch.
+
+    The defaults are 3 beams and 20 new tokens: the beam size of the BLIP paper (appendix B) and
+    its greatest length, counted here without the prompt.
+
+    Raises:
+        InvalidRequestError: a value is of the wrong type or out of range, or two contradict
+            each other.
+    """
+
+    #: Text the caption starts with; empty or None asks for an unconditional caption.
+    prompt: str | None = None
+    num_beams: int = 3
+    #: Generated tokens, the prompt's not counted.
+    max_new_tokens: int = 20
+    #: [SEP] is not generated before this many new tokens.
+    min_new_tokens: int = 0
+    #: Exponent of the length by which finished beams are divided; above 0 favours longer ones.
+    length_penalty: float = 1.0
+    #: 1.0 is off; above it, tokens already in prompt or caption become less likely.
+    repetition_penalty: float = 1.0
+    #: 0 is off; otherwise no n-gram of this length occurs twice.
+    no_repeat_ngram_size: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    #: Sampling keeps this many of the likeliest tokens; 0 is off.
+    top_k: int = 0
+    #: Sampling keeps the likeliest tokens up to this much probability; 1.0 is off.
+    top_p: float = 1.0
+    #: Seed of this request's own random generator; None draws one.
+    seed: int | None = None
+    num_return_sequences: int = 1
+
+    def __post_init__(self) -> None:
+        """Check every value and the combinations."""
+        if self.prompt is not None and not isinstance(self.prompt, str):
+            raise InvalidRequestError(f"prompt must be text, not {type(self.prompt).__name__}")
+        if self.prompt is not None and "\x00" in self.prompt:
+            raise InvalidRequestError("prompt must not contain NUL characters")
+        if not isinstance(self.do_sample, bool):
+            raise InvalidRequestError(f"do_sample must be true or false, not {self.do_sample!r}")
+        self._check_integers()
+        self._check_reals()
+        self._check_combinations()
+
+    def _check_integers(self) -> None:
+        limits = {
+            "num_beams": (1, MAX_BEAMS),
+            "max_new_tokens": (1, MAX_NEW_TOKENS),
+            "min_new_tokens": (0, MAX_NEW_TOKENS),
+            "no_repeat_ngram_size": (0, MAX_NEW_TOKENS),
+            "top_k": (0, 2**31 - 1),
+            "num_return_sequences": (1, MAX_BEAMS),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise InvalidRequestError(f"{name} must be a whole number, not {value!r}")
+            if not low <= value <= high:
+                raise InvalidRequestError(f"{name} must be from {low} to {high}, not {value}")
+        if self.seed is not None and (
+            isinstance(self.seed, bool)
+            or not isinstance(self.seed, int)
+            or not 0 <= self.seed < 2**63
+        ):
+            raise InvalidRequestError(f"seed must be from 0 to 2**63 - 1, not {self.seed!r}")
+
+    def _check_reals(self) -> None:
+        for name in ("length_penalty", "repetition_penalty", "temperature", "top_p"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InvalidRequestError(f"{name} must be a number, not {value!r}")
+            if not math.isfinite(value):
+                raise InvalidRequestError(f"{name} must be finite, not {value}")
+            # transformers refuses whole numbers here; 1 means 1.0 to everybody else.
+            object.__setattr__(self, name, float(value))
+        if self.repetition_penalty <= 0:
+            raise InvalidRequestError(
+                f"repetition_penalty must be above 0, not {self.repetition_penalty}"
+            )
+        if self.temperature <= 0:
+            raise InvalidRequestError(
+                f"temperature must be above 0, not {self.temperature}; "
+                "for the likeliest caption leave do_sample off"
+            )
+        if not 0 < self.top_p <= 1:
+            raise InvalidRequestError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+
+    def _check_combinations(self) -> None:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise InvalidRequestError(
+                f"min_new_tokens ({self.min_new_tokens}) must not exceed "
+                f"max_new_tokens ({self.max_new_tokens})"
+            )
+        if self.do_sample and self.num_beams > 1:
+            raise InvalidRequestError(
+                "do_sample needs num_beams=1: beams and sampling exclude each other"
+            )
+        if not self.do_sample and self.num_return_sequences > self.num_beams:
+            raise InvalidRequestError(
+                f"num_return_sequences ({self.num_return_sequences}) must not exceed "
+                f"num_beams ({self.num_beams}) unless do_sample is on"
+            )
+
+    @property
+    def conditional(self) -> bool:
+        """True when there is a prompt; white space alone is none."""
+        return bool(self.prompt and self.prompt.strip())
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Build options from JSON-like data.
+
+        Raises:
+            InvalidRequestError: a name is unknown or a value cannot be used.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise InvalidRequestError(
+                f"unknown option {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+            )
+        return cls(**values)
+
+    def as_mapping(self) -> dict[str, Any]:
+        """All values by name, as stored beside the result."""
+        return dataclasses.asdict(self)
+
+
+#: The setting of the BLIP paper (appendix B, configs/caption_coco.yaml): greatest length 20 and
+#: least 5 there count the four tokens of the prompt.
+PAPER = GenerationOptions(prompt="a picture of", num_beams=3, max_new_tokens=16, min_new_tokens=1)

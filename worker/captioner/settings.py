@@ -1,0 +1,287 @@
+"""Settings, read once at the edges and passed down as values.
+
+Each has a twin in the environment: `CAPTIONER_` and the name, `__` between the levels, such as
+`CAPTIONER_DATABASE__URL`. With no environment at all everything runs on SQLite and a file-based
+broker in the user's data folder.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+import platformdirs
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from captioner.errors import SettingsError
+
+ENVIRONMENT_PREFIX = "CAPTIONER_"
+BLIP_LARGE = "Salesforce/blip-image-captioning-large"
+
+
+class Section(BaseModel):
+    """A group of settings; a name it does not know is an error, not silence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatabaseSettings(Section):
+    """Where jobs are recorded."""
+
+    url: SecretStr = Field(
+        SecretStr(""),
+        description="postgresql+psycopg://… or sqlite:///…; empty: SQLite in the data folder.",
+    )
+    pool_size: int = Field(8, ge=1, le=256, description="Connections kept open to PostgreSQL.")
+    busy_timeout_seconds: float = Field(
+        10.0, gt=0, le=600, description="How long SQLite waits for another writer."
+    )
+
+
+class BrokerSettings(Section):
+    """What carries job ids to workers."""
+
+    url: SecretStr = Field(
+        SecretStr(""),
+        description="redis://…, rediss://…, sentinel://…; empty: a SQLite file in the data folder.",
+    )
+    key_prefix: str = Field(
+        "captioner:", description="Prefix of every key in Redis; one per installation sharing it."
+    )
+    visibility_timeout_seconds: int = Field(
+        600, ge=10, description="Redis redelivers an unacknowledged message after this long."
+    )
+    socket_timeout_seconds: float = Field(
+        10.0, gt=0, description="A frozen Redis is given up after this long."
+    )
+
+
+class ModelSettings(Section):
+    """The resident model."""
+
+    id: str = Field(
+        BLIP_LARGE,
+        min_length=1,
+        description="Hub id, local folder in Hugging Face format, or `demo`.",
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "float16", "bfloat16", "float32", "float64"] = Field(
+        "auto",
+        description="auto: float16 on CUDA, bfloat16 on CPUs made for it, else float32.",
+    )
+    backend: Literal["transformers"] = Field("transformers", description="What runs the model.")
+
+
+class GenerationSettings(Section):
+    """What a request that says nothing gets."""
+
+    num_beams: int = Field(3, ge=1, le=32, description="Beams of a request that names none.")
+    max_new_tokens: int = Field(20, ge=1, le=256, description="Greatest caption length in tokens.")
+
+
+class EngineSettings(Section):
+    """How pictures are gathered into batches."""
+
+    max_batch: int = Field(32, ge=1, le=1024, description="Most pictures of one batch.")
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+class MediaSettings(Section):
+    """What may be read, and how much of it."""
+
+    allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (Path(),),
+        description="Folders of local sources, separated by `:`; default: where the worker runs.",
+    )
+    max_image_bytes: int = Field(20 * 2**20, ge=1, description="Largest image file.")
+    max_image_pixels: int = Field(
+        50_000_000, ge=1, description="Most pixels of an image, checked before it is decoded."
+    )
+    fetch_timeout_seconds: float = Field(
+        30.0, gt=0, le=3600, description="Whole time a download may take."
+    )
+    max_redirects: int = Field(3, ge=0, le=20, description="Redirects followed by a download.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_roots(cls, values: object) -> object:
+        if isinstance(values, dict) and isinstance(values.get("allowed_roots"), str):
+            roots = [part for part in values["allowed_roots"].split(os.pathsep) if part]
+            return {**values, "allowed_roots": roots}
+        return values
+
+
+class WorkerSettings(Section):
+    """How one worker process runs."""
+
+    concurrency: int | None = Field(
+        None, ge=1, le=4096, description="Jobs in hand at once; default: three batches' worth."
+    )
+    heartbeat_seconds: float = Field(
+        10.0, gt=0, le=3600, description="How often a worker says in SQL that it lives."
+    )
+    model_load_timeout_seconds: float = Field(
+        1800.0, gt=0, description="How long the model may take to load."
+    )
+
+
+class PluginSettings(Section):
+    """Which installed plugins run."""
+
+    enabled: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        None, description="Only these, separated by commas; default: all that are installed."
+    )
+    disabled: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Not these, separated by commas."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_names(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: tuple(part.strip() for part in value.split(",") if part.strip())
+            if isinstance(value, str)
+            else value
+            for name, value in values.items()
+        }
+
+
+class LogSettings(Section):
+    """What is logged, and how."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level.")
+    format: Literal["text", "json"] = Field("text", description="json: one object a line.")
+
+
+class Settings(BaseSettings):
+    """All settings of one process.
+
+    Use `load_settings()` to read them: it turns pydantic's report into one clear line.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+    )
+
+    data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
+        default_factory=lambda: platformdirs.user_data_path("captioner", appauthor=False),
+        description="Folder of the embedded database and broker.",
+    )
+    database: DatabaseSettings = DatabaseSettings()
+    broker: BrokerSettings = BrokerSettings()
+    model: ModelSettings = ModelSettings()
+    generation: GenerationSettings = GenerationSettings()
+    engine: EngineSettings = EngineSettings()
+    media: MediaSettings = MediaSettings()
+    worker: WorkerSettings = WorkerSettings()
+    plugins: PluginSettings = PluginSettings()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _check_urls(self) -> Self:
+        _check_scheme(self.database.url, "CAPTIONER_DATABASE__URL", ("sqlite", "postgresql"))
+        _check_scheme(
+            self.broker.url,
+            "CAPTIONER_BROKER__URL",
+            ("redis", "rediss", "sentinel", "sqla", "memory"),
+        )
+        return self
+
+    @property
+    def embedded_database(self) -> bool:
+        """True when no database was named: the SQLite file of the data folder is ours to create."""
+        return not self.database.url.get_secret_value()
+
+    @property
+    def database_url(self) -> str:
+        """The database to use; PostgreSQL always by psycopg 3. Holds a password: never print it."""
+        url = self.database.url.get_secret_value()
+        if not url:
+            return f"sqlite:///{self.data_dir / 'captioner.sqlite3'}"
+        scheme, rest = url.split("://", 1)
+        return f"postgresql+psycopg://{rest}" if scheme == "postgresql" else url
+
+    @property
+    def broker_url(self) -> str:
+        """The broker to use. Holds a password: never print it."""
+        return (
+            self.broker.url.get_secret_value()
+            or f"sqla+sqlite:///{self.data_dir / 'broker.sqlite3'}"
+        )
+
+    @property
+    def concurrency(self) -> int:
+        """Jobs a worker has in hand at once.
+
+        Three batches' worth: one on the device, one being prepared, one of slack (measured: two
+        fill 93 % of a batch of 32, three 97 %).
+        """
+        return self.worker.concurrency or 3 * self.engine.max_batch
+
+
+def _check_scheme(url: SecretStr, variable: str, allowed: tuple[str, ...]) -> None:
+    text = url.get_secret_value()
+    if not text:
+        return
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme.split("+")[0] not in allowed:
+        raise ValueError(
+            f"{variable} must begin with {' or '.join(f'{name}://' for name in allowed)}"
+        )
+    if scheme.startswith("postgresql+") and scheme != "postgresql+psycopg":
+        raise ValueError(f"{variable} must use psycopg 3: postgresql+psycopg://…")
+    try:
+        _ = urlsplit(f"x://{rest}").port
+    except ValueError:
+        raise ValueError(f"{variable} has a port that is not a number from 0 to 65535") from None
+
+
+def load_settings() -> Settings:
+    """Read the environment.
+
+    Raises:
+        SettingsError: a value cannot be used, or a name in a known section is unknown; one line a
+            problem, never the value of a secret.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError("; ".join(_problem(one) for one in error.errors())) from None
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+
+
+def _problem(error: ErrorDetails) -> str:
+    location = [str(part) for part in error["loc"]]
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not location:
+        return message
+    variable = ENVIRONMENT_PREFIX + "__".join(location[:2]).upper()
+    if error["type"] == "extra_forbidden":
+        return f"{variable} is not a setting of captioner"
+    shown = error["input"]
+    if isinstance(shown, str | int | float) and not variable.endswith("URL"):
+        return f"{variable}: {message}, not {shown!r}"
+    return f"{variable}: {message}"
