@@ -1,0 +1,40 @@
+"""Metrics for Prometheus: jobs by state, and the seconds they took.
+
+`CAPTIONER_METRICS_PORT` opens an endpoint on the worker; without it the numbers are only kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from captioner import Event, hookimpl
+from prometheus_client import Counter, Histogram, start_http_server
+
+logger = logging.getLogger(__name__)
+
+JOBS = Counter("captioner_jobs", "Jobs ended by this worker.", ["state", "error_code"])
+STAGE_SECONDS = Histogram(
+    "captioner_stage_seconds",
+    "Seconds a job spent in a stage.",
+    ["stage"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+
+
+@hookimpl
+def worker_ready() -> None:
+    """Open the endpoint where the environment asks for one."""
+    port = os.environ.get("CAPTIONER_METRICS_PORT")
+    if port:
+        address = os.environ.get("CAPTIONER_METRICS_ADDRESS", "127.0.0.1")
+        start_http_server(int(port), addr=address)
+        logger.info("metrics at http://%s:%s/metrics", address, port)
+
+
+@hookimpl
+def observe(event: Event) -> None:
+    """Count a job that ended."""
+    JOBS.labels(event.state, event.error_code or "").inc()
+    for stage, seconds in event.timings:
+        STAGE_SECONDS.labels(stage).observe(seconds)

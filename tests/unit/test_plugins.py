@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from captioner import CaptionRequest, Event, Frame, JobError, Media, Source, hookimpl, hookspecs
+from captioner.errors import ErrorCode, PluginError
+from captioner.plugins import ENTRY_POINT_GROUP, Plugins, load_plugins
+from captioner.settings import PluginSettings
+from captioner.testing import registered_plugin
+
+MEDIA = Media(Path("/x"), "/x")
+REQUEST = CaptionRequest(source=Source("/x"))
+FRAME = Frame(np.zeros((2, 2, 3), np.uint8))
+
+
+class Gives:
+    def __init__(self, result: Any) -> None:
+        self.result = result
+        self.heard: list[Event] = []
+
+    @hookimpl
+    def sample_frames(self, media: Media) -> Any:
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+    @hookimpl
+    def observe(self, event: Event) -> None:
+        self.heard.append(event)
+
+
+def sample(plugins: Plugins) -> Any:
+    return plugins.provide(
+        "sample_frames", collect=list, media=MEDIA, request=REQUEST, image_size=2
+    )
+
+
+def test_the_first_provider_with_a_result_wins() -> None:
+    plugins = Plugins()
+    plugins.register(Gives([FRAME]), "first")
+    plugins.register(Gives(None), "second")  # asked first: the last one registered is
+    assert sample(plugins) == [FRAME]
+
+
+def test_no_provider_is_no_result() -> None:
+    assert sample(Plugins()) is None
+
+
+def test_a_failing_provider_is_named_and_the_others_are_not_asked() -> None:
+    plugins = Plugins()
+    plugins.register(Gives([FRAME]), "innocent")
+    plugins.register(Gives(KeyError("oops")), "guilty")
+    with pytest.raises(PluginError, match=r"plugin 'guilty' failed in sample_frames: KeyError"):
+        sample(plugins)
+
+
+def test_an_iterator_that_fails_while_it_runs_is_the_providers_fault() -> None:
+    def frames() -> Iterator[Frame]:
+        yield FRAME
+        raise OSError("half way")
+
+    plugins = Plugins()
+    plugins.register(Gives(frames()), "guilty")
+    with pytest.raises(PluginError, match="guilty"):
+        sample(plugins)
+
+
+def test_a_provider_may_fail_the_job_with_a_code_of_its_choice() -> None:
+    plugins = Plugins()
+    plugins.register(Gives(JobError(ErrorCode.DECODE_FAILED, "no")), "strict")
+    with pytest.raises(JobError) as raised:
+        sample(plugins)
+    assert raised.value.code is ErrorCode.DECODE_FAILED
+
+
+def test_observers_cannot_harm_each_other(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        @hookimpl
+        def observe(self, event: Event) -> None:
+            raise RuntimeError("observer down")
+
+    plugins = Plugins()
+    before, after = Gives(None), Gives(None)
+    plugins.register(before, "before")
+    plugins.register(Broken(), "broken")
+    plugins.register(after, "after")
+    event: Any = object()
+    with caplog.at_level(logging.ERROR):
+        plugins.notify("observe", event=event)
+    assert before.heard == after.heard == [event]
+    assert "'broken'" in caplog.text
+
+
+def test_refuses_misspelt_hooks_wrappers_and_empty_plugins() -> None:
+    class Misspelt:
+        @hookimpl
+        def sample_frame(self, media: Media) -> None: ...
+
+    class Wrapper:
+        @hookimpl(wrapper=True)
+        def observe(self, event: Event) -> Any:
+            return (yield)
+
+    plugins = Plugins()
+    for plugin in (Misspelt(), Wrapper(), object()):
+        with pytest.raises((ValueError, Exception)):  # noqa: B017, PT011  # pluggy has its own class
+            plugins.register(plugin, "bad")
+    assert plugins.infos() == []
+    plugins.notify("observe", event=None)  # nothing of them is left behind
+
+
+def test_the_kit_takes_its_plugin_out_again() -> None:
+    plugins = Plugins()
+    with registered_plugin(plugins, Gives([FRAME])):
+        assert sample(plugins) == [FRAME]
+    assert sample(plugins) is None
+
+
+def install(folder: Path, name: str, code: str) -> None:
+    """A distribution as pip would leave it in site-packages."""
+    (folder / f"{name}.py").write_text(code)
+    info = folder / f"{name}-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text(f"[{ENTRY_POINT_GROUP}]\n{name} = {name}\n")
+
+
+GOOD = "from captioner import hookimpl\n@hookimpl\ndef observe(event): pass\n"
+
+
+def test_a_broken_plugin_is_reported_and_the_others_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "a_broken_plugin", "import no_such_module_anywhere\n")
+    install(tmp_path, "b_misspelt_plugin", GOOD.replace("def observe", "def obsserve"))
+    install(tmp_path, "c_good_plugin", GOOD)
+    install(tmp_path, "d_unwanted_plugin", GOOD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugins = load_plugins(PluginSettings(disabled=("d_unwanted_plugin",)))
+    infos = {info.name: info for info in plugins.infos()}
+    assert infos["a_broken_plugin"].state == "failed"
+    assert "no_such_module_anywhere" in str(infos["a_broken_plugin"].error)
+    assert infos["b_misspelt_plugin"].state == "failed"
+    assert "obsserve" in str(infos["b_misspelt_plugin"].error)
+    assert infos["c_good_plugin"].hooks == ("observe",)
+    assert infos["c_good_plugin"].version == "1.2"
+    assert infos["d_unwanted_plugin"].state == "disabled"
+    assert infos["metrics"].state == "enabled"
+
+
+def test_only_the_enabled_ones_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "e_good_plugin", GOOD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    infos = load_plugins(PluginSettings(enabled=("e_good_plugin",))).infos()
+    assert {info.name: info.state for info in infos if info.state == "enabled"} == {
+        "e_good_plugin": "enabled"
+    }
+
+
+def test_every_hook_is_documented_with_its_signature() -> None:
+    text = (Path(__file__).parents[2] / "plugins" / "README.md").read_text()
+    for name, function in inspect.getmembers(hookspecs, inspect.isfunction):
+        if function.__module__ == hookspecs.__name__:
+            arguments = ", ".join(inspect.signature(function).parameters)
+            assert f"### {name}({arguments})" in text, name

@@ -1,0 +1,97 @@
+"""For tests of captioner and of its plugins: a model that needs no weights.
+
+Fakes stand in for the model alone; databases, brokers and workers are real in every test.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from captioner.domain import ModelInfo
+from captioner.errors import ErrorCode, JobError
+from captioner.options import GenerationOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from captioner.plugins import Plugins
+
+
+@dataclass(frozen=True, slots=True)
+class FakeCaption:
+    """One caption of the fake model."""
+
+    text: str
+    continuation: str
+    score: float
+    beam_score: float | None = None
+
+
+class FakeCaptionModel:
+    """Captions a picture with its mean colour, so that mixed-up pictures are found out.
+
+    `hold` makes it wait for `release`, and `batches` remembers the size of every batch. It fails on
+    a picture that is black all over, alone or in a batch, as a broken kernel would.
+    """
+
+    def __init__(self, image_size: int = 8, *, hold: bool = False) -> None:
+        """`image_size` is the height and width of its pictures in pixels."""
+        self.info = ModelInfo(
+            id="fake",
+            revision="fake",
+            dtype="float32",
+            device="cpu",
+            backend="fake",
+            image_size=image_size,
+        )
+        self.batches: list[int] = []
+        self.closed = False
+        #: Set when a batch has arrived.
+        self.busy = threading.Event()
+        self.release = threading.Event()
+        if not hold:
+            self.release.set()
+
+    def check(self, options: GenerationOptions) -> None:
+        """Refuse prompts of more than 100 characters, as a real model refuses long ones."""
+        if options.prompt and len(options.prompt) > 100:
+            raise JobError(ErrorCode.PROMPT_TOO_LONG, "the prompt is longer than 100 characters")
+
+    def generate(
+        self, images: Sequence[NDArray[np.uint8]], options: Sequence[GenerationOptions]
+    ) -> list[list[FakeCaption]]:
+        """One list of captions an image, best first."""
+        self.busy.set()
+        self.release.wait()
+        self.batches.append(len(images))
+        return [self._caption(*pair) for pair in zip(images, options, strict=True)]
+
+    def _caption(self, pixels: NDArray[np.uint8], options: GenerationOptions) -> list[FakeCaption]:
+        if not pixels.any():
+            raise RuntimeError("the fake model cannot see in the dark")
+        red, green, blue = (round(float(value)) for value in pixels.mean(axis=(0, 1)))
+        words = f"mean colour {red} {green} {blue}"
+        prefix = f"{options.prompt.strip()} " if options.prompt and options.conditional else ""
+        return [
+            FakeCaption(f"{prefix}{words}", words, -0.1 * (rank + 1))
+            for rank in range(options.num_return_sequences)
+        ]
+
+    def close(self) -> None:
+        """Remember that it was closed."""
+        self.closed = True
+
+
+@contextmanager
+def registered_plugin(plugins: Plugins, plugin: object, name: str = "test") -> Iterator[None]:
+    """Have a plugin registered inside the block only."""
+    plugins.register(plugin, name)
+    try:
+        yield
+    finally:
+        plugins.unregister(name)
