@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from captioner.domain import Lane
+from captioner.engine import EngineClosedError, InlineEngine
+from captioner.engine.batcher import Batcher, Work
+from captioner.errors import ErrorCode, JobError, ModelLoadError
+from captioner.options import GenerationOptions
+from captioner.testing import FakeCaptionModel
+
+OPTIONS = GenerationOptions()
+DARK = np.zeros((8, 8, 3), np.uint8)
+
+
+def grey(level: int) -> Any:
+    return np.full((8, 8, 3), level, np.uint8)
+
+
+def started(model: FakeCaptionModel, max_batch: int = 4) -> InlineEngine:
+    engine = InlineEngine(lambda: model, max_batch)
+    engine.start()
+    return engine
+
+
+def test_what_gathers_while_the_engine_is_busy_shares_a_batch() -> None:
+    model = FakeCaptionModel(hold=True)
+    engine = started(model, max_batch=4)
+    first = engine.submit(grey(1), OPTIONS)
+    assert model.busy.wait(10)
+    rest = [engine.submit(grey(level), OPTIONS) for level in range(2, 8)]
+    model.release.set()
+    texts = [future.result(10)[0].text for future in (first, *rest)]
+    assert texts == [f"mean colour {level} {level} {level}" for level in range(1, 8)]
+    assert model.batches == [1, 4, 2]
+    engine.close()
+    assert model.closed
+
+
+def test_a_broken_picture_fails_alone() -> None:
+    model = FakeCaptionModel(hold=True)
+    engine = started(model, max_batch=8)
+    engine.submit(grey(1), OPTIONS)
+    assert model.busy.wait(10)
+    pictures = [grey(10), DARK, grey(20), grey(30)]
+    futures = [engine.submit(pixels, OPTIONS) for pixels in pictures]
+    model.release.set()
+    with pytest.raises(JobError, match="cannot see in the dark") as raised:
+        futures.pop(1).result(10)
+    assert raised.value.code is ErrorCode.INTERNAL
+    assert [future.result(10)[0].text.split()[-1] for future in futures] == ["10", "20", "30"]
+    engine.close()
+
+
+def test_options_that_cannot_work_never_reach_the_model() -> None:
+    model = FakeCaptionModel()
+    engine = started(model)
+    future = engine.submit(grey(1), GenerationOptions(prompt="long " * 50))
+    with pytest.raises(JobError) as raised:
+        future.result(10)
+    assert raised.value.code is ErrorCode.PROMPT_TOO_LONG
+    assert model.batches == []
+    engine.close()
+
+
+def test_a_model_that_cannot_load_says_why() -> None:
+    def load() -> FakeCaptionModel:
+        raise OSError("disk on fire")
+
+    with pytest.raises(ModelLoadError, match="disk on fire"):
+        InlineEngine(load, 4).start()
+
+
+def test_a_stop_request_ends_the_start_before_the_load_does() -> None:
+    loading, release = threading.Event(), threading.Event()
+
+    def load() -> FakeCaptionModel:
+        loading.set()
+        release.wait(30)
+        return FakeCaptionModel()
+
+    def poll() -> None:
+        if loading.is_set():
+            raise SystemExit(0)
+
+    engine = InlineEngine(load, 4)
+    with pytest.raises(SystemExit):
+        engine.start(poll)
+    engine.close()  # returns although the load has not
+    release.set()
+
+
+def test_close_finishes_what_waits_and_takes_no_more() -> None:
+    model = FakeCaptionModel(hold=True)
+    engine = started(model, max_batch=2)
+    futures = [engine.submit(grey(level), OPTIONS) for level in range(1, 6)]
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    model.release.set()
+    closer.join(10)
+    assert all(future.done() for future in futures)
+    with pytest.raises(EngineClosedError):
+        engine.submit(grey(1), OPTIONS)
+    engine.close()
+
+
+@given(st.lists(st.sampled_from(Lane)), st.integers(1, 5))
+def test_batches_lose_nothing_and_put_interactive_work_first(
+    lanes: list[Lane], max_batch: int
+) -> None:
+    batcher = Batcher(max_batch)
+    works = [Work(DARK, OPTIONS, lane) for lane in lanes]
+    for work in works:
+        batcher.put(work)
+    batcher.close()
+    taken: list[Work] = []
+    while batch := batcher.take():
+        assert len(batch) <= max_batch
+        taken.extend(batch)
+    in_lane_order = [w for lane in (Lane.INTERACTIVE, Lane.BULK) for w in works if w.lane is lane]
+    assert taken == in_lane_order
+
+
+def test_canceled_work_is_left_out() -> None:
+    batcher = Batcher(4)
+    canceled, wanted = Work(DARK, OPTIONS, Lane.BULK), Work(DARK, OPTIONS, Lane.BULK)
+    batcher.put(canceled)
+    batcher.put(wanted)
+    assert canceled.future.cancel()
+    assert batcher.take() == [wanted]
+
+
+def test_the_reader_wakes_when_work_arrives() -> None:
+    batcher = Batcher(4)
+    taken: list[list[Work]] = []
+    reader = threading.Thread(target=lambda: taken.append(batcher.take()))
+    reader.start()
+    work = Work(DARK, OPTIONS, Lane.INTERACTIVE)
+    batcher.put(work)
+    reader.join(10)
+    assert taken == [[work]]
