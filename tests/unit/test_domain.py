@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from captioner.domain import MAX_INLINE_CHARACTERS, CaptionRequest, JobState, Source
-from captioner.errors import ErrorCode, InvalidRequestError
+from captioner.errors import ErrorCode, InvalidRequestError, JobError, PluginError
 
 
 @pytest.mark.parametrize(
@@ -11,10 +13,15 @@ from captioner.errors import ErrorCode, InvalidRequestError
     [
         ("/media/a cat.jpg", "file", "/media/a cat.jpg"),
         ("file:///media/a%20cat.jpg", "file", "/media/a cat.jpg"),
-        ("https://user:secret@cms.example/a.jpg?X-Sig=secret#f", "https", "https://cms.example/a.jpg?…"),
+        (
+            "https://user:secret@cms.example/a.jpg?X-Sig=secret#f",
+            "https",
+            "https://cms.example/a.jpg?…",
+        ),
         ("http://[::1]:8080/a.jpg", "http", "http://[::1]:8080/a.jpg"),
         ("https://cms.example:bad/a", "https", "https:…"),
         ("data:image/png;base64,aGVsbG8=", "data", "data:image/png;base64,…"),
+        ("file:///media/a%0Ab.jpg", "file", "/media/a\N{REPLACEMENT CHARACTER}b.jpg"),
         ("S3://bucket/key", "s3", "s3://bucket/key"),
         ("c:picture.jpg", "file", "c:picture.jpg"),
     ],
@@ -77,3 +84,20 @@ def test_the_codes_are_the_documented_ones() -> None:
         "plugin_failed": False,
         "internal": True,
     }
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        JobError(ErrorCode.FETCH_FAILED, "gone", retryable=False),
+        InvalidRequestError("no"),
+        PluginError("mine", "observe", KeyError("x")),
+    ],
+)
+def test_errors_cross_process_boundaries(error: JobError) -> None:
+    restored = pickle.loads(pickle.dumps(error))
+    assert (restored.code, restored.message, restored.retryable) == (
+        error.code,
+        error.message,
+        error.retryable,
+    )

@@ -87,7 +87,8 @@ class Source:
         if self.scheme == "data":
             return f"data:{self.uri[5:].partition(',')[0][:40]},…"
         if self.scheme == "file":
-            return self.path
+            # What is percent-encoded in a URL may be a line break once decoded.
+            return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in self.path)
         try:
             parts = urlsplit(self.uri)
             host, port = parts.hostname or "", parts.port

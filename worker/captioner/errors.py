@@ -60,6 +60,14 @@ class JobError(CaptionerError):
         self.message = message
         self.retryable = code.retryable if retryable is None else retryable
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross process boundaries; what arrives is a plain `JobError`."""
+        return _restore, (self.code, self.message, self.retryable)
+
+
+def _restore(code: ErrorCode, message: str, retryable: bool) -> JobError:  # noqa: FBT001
+    return JobError(code, message, retryable=retryable)
+
 
 class InvalidRequestError(JobError):
     """The request contradicts itself or asks for something the model cannot do."""

@@ -122,7 +122,11 @@ class MediaSettings(Section):
     @classmethod
     def _split_roots(cls, values: object) -> object:
         if isinstance(values, dict) and isinstance(values.get("allowed_roots"), str):
-            roots = [part for part in values["allowed_roots"].split(os.pathsep) if part]
+            roots = [
+                Path(part).expanduser()
+                for part in values["allowed_roots"].split(os.pathsep)
+                if part
+            ]
             return {**values, "allowed_roots": roots}
         return values
 
@@ -136,8 +140,9 @@ class WorkerSettings(Section):
     heartbeat_seconds: float = Field(
         10.0, gt=0, le=3600, description="How often a worker says in SQL that it lives."
     )
-    model_load_timeout_seconds: float = Field(
-        1800.0, gt=0, description="How long the model may take to load."
+    name: str = Field("captioner@%h", min_length=1, description="Name in Flower; %h is the host.")
+    queues: str = Field(
+        "captions,captions.bulk", min_length=1, description="Queues to take jobs from, in order."
     )
 
 
@@ -265,6 +270,12 @@ def load_settings() -> Settings:
         SettingsError: a value cannot be used, or a name in a known section is unknown; one line a
             problem, never the value of a secret.
     """
+    sections = {name.upper() for name in Settings.model_fields}
+    for variable in sorted(os.environ):
+        section, nested, _ = variable.removeprefix(ENVIRONMENT_PREFIX).partition("__")
+        # Without the double underscore it may be a plugin's own.
+        if variable.startswith(ENVIRONMENT_PREFIX) and nested and section not in sections:
+            raise SettingsError(f"{variable} is not a setting of captioner")
     try:
         return Settings()
     except ValidationError as error:

@@ -1,0 +1,226 @@
+"""Local files: only under the allowed folders, and nothing but files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from captioner.domain import Source
+from captioner.errors import ErrorCode, JobError
+from captioner.media import open_source
+from captioner.settings import MediaSettings
+from pictures import jpeg
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "allowed"
+    folder.mkdir()
+    (folder / "photo.jpg").write_bytes(jpeg())
+    (tmp_path / "secret.jpg").write_bytes(jpeg())
+    return folder
+
+
+@pytest.fixture
+def limits(root: Path) -> MediaSettings:
+    return MediaSettings(allowed_roots=(root,))
+
+
+def failure(uri: str | Path, limits: MediaSettings) -> JobError:
+    with pytest.raises(JobError) as caught:
+        open_source(Source(str(uri)), Path("/nowhere"), limits)
+    assert caught.value.message.isprintable()
+    return caught.value
+
+
+def test_paths_and_file_urls_are_opened(root: Path, limits: MediaSettings) -> None:
+    odd = root / "ä b?#%41.jpg"
+    odd.write_bytes(b"odd")
+    for uri, expected in (
+        (f"{root}/photo.jpg", root / "photo.jpg"),
+        (f"file://{root}/photo.jpg", root / "photo.jpg"),
+        (f"FILE://localhost{root}/photo.jpg", root / "photo.jpg"),
+        (f"file:{root}/photo.jpg", root / "photo.jpg"),
+        (f"file://{root}/%C3%A4%20b%3F%23%2541.jpg", odd),
+        (str(odd), odd),
+    ):
+        media = open_source(Source(uri), Path("/nowhere"), limits)
+        assert media.path == expected.resolve(), uri
+        assert media.name == Source(uri).display
+
+
+def test_links_inside_the_root_are_followed(root: Path, limits: MediaSettings) -> None:
+    (root / "link.jpg").symlink_to("photo.jpg")
+
+    media = open_source(Source(f"{root}/link.jpg"), root, limits)
+
+    assert media.path == (root / "photo.jpg").resolve()
+
+
+def test_a_root_that_is_a_link_is_resolved(root: Path, tmp_path: Path) -> None:
+    alias = tmp_path / "alias"
+    alias.symlink_to(root)
+    limits = MediaSettings(allowed_roots=(alias,))
+
+    for folder in (alias, root):
+        assert open_source(Source(f"{folder}/photo.jpg"), root, limits).path.is_file()
+
+
+def test_the_default_root_is_the_working_folder(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = MediaSettings()
+    monkeypatch.chdir(root)
+    assert open_source(Source(f"{root}/photo.jpg"), root, limits).path.is_file()
+
+    monkeypatch.chdir("/")
+    monkeypatch.chdir(tmp_path / "allowed")
+    assert failure(tmp_path / "secret.jpg", limits).code is ErrorCode.SOURCE_NOT_ALLOWED
+
+
+def test_outside_the_roots_nothing_is_told(
+    root: Path, tmp_path: Path, limits: MediaSettings
+) -> None:
+    (root / "out").symlink_to(tmp_path)
+    (root / "out.jpg").symlink_to(tmp_path / "secret.jpg")
+    (root / "gone.jpg").symlink_to(tmp_path / "never-there.jpg")
+    (tmp_path / "allowed-too").mkdir()  # begins like the root's name
+    os.mkfifo(tmp_path / "fifo")
+    answers = set()
+    for uri in (
+        tmp_path / "secret.jpg",
+        tmp_path / "missing.jpg",
+        tmp_path / "secret.jpg" / "below-a-file",
+        tmp_path,
+        tmp_path / "fifo",
+        tmp_path / "allowed-too" / "photo.jpg",
+        root / "out" / "secret.jpg",
+        root / "out" / "missing.jpg",
+        root / "out.jpg",
+        root / "gone.jpg",
+        "/etc/passwd",
+        "/dev/zero",
+        "/proc/self/environ",
+        "/" + "x" * 3000,
+        f"file://{tmp_path}/secret.jpg",
+    ):
+        error = failure(uri, limits)
+        path = Source(str(uri)).path
+        answers.add((error.code, error.retryable, error.message.replace(path, "PATH")))
+
+    assert len(answers) == 1
+    assert answers.pop()[:2] == (ErrorCode.SOURCE_NOT_ALLOWED, False)
+
+
+@pytest.mark.parametrize(
+    ("uri", "code", "text"),
+    [
+        ("{root}/../secret.jpg", ErrorCode.SOURCE_NOT_ALLOWED, ".. is not allowed"),
+        ("{root}/x/../photo.jpg", ErrorCode.SOURCE_NOT_ALLOWED, ".. is not allowed"),
+        ("file://{root}/%2e%2e/secret.jpg", ErrorCode.SOURCE_NOT_ALLOWED, ".. is not allowed"),
+        ("file://{root}/..%2fsecret.jpg", ErrorCode.SOURCE_NOT_ALLOWED, ".. is not allowed"),
+        ("file://server.example{root}/photo.jpg", ErrorCode.SOURCE_NOT_ALLOWED, "no host"),
+        ("file://127.0.0.1{root}/photo.jpg", ErrorCode.SOURCE_NOT_ALLOWED, "no host"),
+        ("file://[{root}/photo.jpg", ErrorCode.INVALID_REQUEST, "cannot be understood"),
+        ("file://{root}/photo.jpg?size=1", ErrorCode.INVALID_REQUEST, "%3F"),
+        ("file://{root}/photo.jpg%00.png", ErrorCode.INVALID_REQUEST, "printable"),
+        ("file://{root}/photo.jpg%0aERROR forged", ErrorCode.INVALID_REQUEST, "printable"),
+        ("photo.jpg", ErrorCode.INVALID_REQUEST, "absolute"),
+        ("./photo.jpg", ErrorCode.INVALID_REQUEST, "absolute"),
+        ("~/photo.jpg", ErrorCode.INVALID_REQUEST, "absolute"),
+        ("file:photo.jpg", ErrorCode.INVALID_REQUEST, "absolute"),
+        ("{root}/missing.jpg", ErrorCode.FETCH_FAILED, "no such file"),
+        ("{root}/photo.jpg/below", ErrorCode.FETCH_FAILED, "no such file"),
+        ("{root}", ErrorCode.FETCH_FAILED, "folder"),
+        ("{root}/" + "x" * 300, ErrorCode.FETCH_FAILED, "too long"),
+    ],
+)
+def test_each_refusal_has_its_code_and_one_line(
+    root: Path, limits: MediaSettings, uri: str, code: ErrorCode, text: str
+) -> None:
+    error = failure(uri.replace("{root}", str(root)), limits)
+
+    assert error.code is code
+    assert text in error.message
+    assert not error.retryable
+
+
+def test_devices_pipes_and_sockets_are_refused_without_waiting(
+    root: Path, limits: MediaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(root / "fifo")
+    monkeypatch.chdir(root)
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as server:
+        server.bind("socket")  # relative: such names are limited to 108 bytes
+        for name in ("fifo", "socket"):
+            assert failure(root / name, limits).code is ErrorCode.SOURCE_NOT_ALLOWED
+    everything = MediaSettings(allowed_roots=(Path("/"),))
+    for device in ("/dev/null", "/dev/zero", "/dev/tty"):
+        assert failure(device, everything).code in (
+            ErrorCode.SOURCE_NOT_ALLOWED,
+            ErrorCode.FETCH_FAILED,
+        )
+
+
+def test_a_loop_of_links_ends(root: Path, limits: MediaSettings) -> None:
+    (root / "a").symlink_to("b")
+    (root / "b").symlink_to("a")
+
+    error = failure(root / "a", limits)
+
+    assert error.code is ErrorCode.FETCH_FAILED
+    assert not error.retryable
+
+
+def test_the_byte_limit_is_the_settings(root: Path) -> None:
+    size = (root / "photo.jpg").stat().st_size
+    fitting = MediaSettings(allowed_roots=(root,), max_image_bytes=size)
+    assert open_source(Source(f"{root}/photo.jpg"), root, fitting).path.is_file()
+
+    error = failure(
+        root / "photo.jpg", MediaSettings(allowed_roots=(root,), max_image_bytes=size - 1)
+    )
+
+    assert error.code is ErrorCode.MEDIA_TOO_LARGE
+    assert "CAPTIONER_MEDIA__MAX_IMAGE_BYTES" in error.message
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """Root may read everything: be someone else for a moment."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_an_unreadable_file_says_so(root: Path, limits: MediaSettings) -> None:
+    (root / "photo.jpg").chmod(0)
+
+    with nobody():
+        error = failure(root / "photo.jpg", limits)
+
+    assert error.code is ErrorCode.FETCH_FAILED
+    assert "may not read" in error.message
+    assert not error.retryable
+
+
+def test_unknown_schemes_name_the_known_ones(limits: MediaSettings) -> None:
+    error = failure("ftp://user:secret@files.example/photo.jpg", limits)
+
+    assert error.code is ErrorCode.SOURCE_NOT_ALLOWED
+    assert "'ftp'" in error.message
+    assert "data, file, http, https" in error.message
+    assert "secret" not in error.message

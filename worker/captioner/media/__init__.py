@@ -1,0 +1,10 @@
+"""Media: from a source to a file on this machine, and from the file to frames for the model."""
+
+from __future__ import annotations
+
+from captioner.media.decode import decode_image
+from captioner.media.frames import still_frame
+from captioner.media.sources import OPENERS, open_source
+from captioner.media.still import StillImages
+
+__all__ = ["OPENERS", "StillImages", "decode_image", "open_source", "still_frame"]

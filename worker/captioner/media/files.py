@@ -1,0 +1,117 @@
+"""Local files, from the folders an operator allows and from nowhere else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from captioner.domain import Media, Source
+from captioner.errors import ErrorCode, InvalidRequestError, JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from captioner.settings import MediaSettings
+
+#: What will not change by itself; other errors (a network drive that stumbles) may be tried again.
+_FINAL = {
+    errno.ENOENT: "no such file",
+    errno.ENOTDIR: "no such file",
+    errno.EACCES: "the worker may not read this file",
+    errno.EPERM: "the worker may not read this file",
+    errno.ELOOP: "too many symbolic links",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+_LOCAL_HOSTS = ("", "localhost")
+
+
+def open_file(source: Source, folder: Path, limits: MediaSettings) -> Media:  # noqa: ARG001 (an opener's signature)
+    """Find a local file and check it, without reading it; nothing is copied.
+
+    Args:
+        source: An absolute path or `file:///…`.
+        folder: The job's own folder; not used here.
+        limits: `allowed_roots` (links in them are resolved at every call) and `max_image_bytes`.
+
+    Returns:
+        The file by its real path, free of symbolic links.
+
+    Raises:
+        JobError: `invalid_request` for what is no absolute path, `source_not_allowed` outside the
+            roots and for what is no file, `fetch_failed` for what cannot be read,
+            `media_too_large`. Outside the roots the answer never depends on what is there.
+    """
+    path = _requested_path(source)
+    real = Path(os.path.realpath(path))
+    if not _inside(real, limits.allowed_roots):
+        raise JobError(
+            ErrorCode.SOURCE_NOT_ALLOWED,
+            f"{path} is in none of the worker's allowed folders (CAPTIONER_MEDIA__ALLOWED_ROOTS)",
+        )
+    try:
+        size = _size_of_regular_file(real, path)
+    except OSError as error:
+        reason = _FINAL.get(error.errno or 0)
+        raise JobError(
+            ErrorCode.FETCH_FAILED,
+            f"{path}: {reason or error.strerror or 'cannot be read'}",
+            retryable=reason is None,
+        ) from error
+    if size > limits.max_image_bytes:
+        raise JobError(
+            ErrorCode.MEDIA_TOO_LARGE,
+            f"{path}: {size} bytes, at most {limits.max_image_bytes} "
+            "(CAPTIONER_MEDIA__MAX_IMAGE_BYTES)",
+        )
+    return Media(real, source.display)
+
+
+def _requested_path(source: Source) -> str:
+    if source.uri[:5].lower() == "file:":
+        try:
+            parts = urlsplit(source.uri)
+        except ValueError:
+            raise InvalidRequestError("the file: URL cannot be understood") from None
+        if parts.netloc.lower() not in _LOCAL_HOSTS:
+            raise JobError(
+                ErrorCode.SOURCE_NOT_ALLOWED,
+                "a file: URL must name no host but this one: file:///absolute/path",
+            )
+        if parts.query or parts.fragment:
+            raise InvalidRequestError("in a file: URL write ? as %3F and # as %23")
+    path = source.path
+    if not path.isprintable():
+        # Also what percent-encoding hid from Source: NUL, and line ends that would forge log lines.
+        raise InvalidRequestError("a path must consist of printable characters")
+    if not path.startswith("/"):
+        raise InvalidRequestError(
+            f"{path!r} is a relative path; give an absolute path, a URL, or a data: URL"
+        )
+    if ".." in path.split("/"):
+        raise JobError(ErrorCode.SOURCE_NOT_ALLOWED, f"{path}: .. is not allowed in a path")
+    return path
+
+
+def _inside(real: Path, roots: Iterable[Path]) -> bool:
+    return any(real.is_relative_to(os.path.realpath(root)) for root in roots)
+
+
+def _size_of_regular_file(real: Path, shown: str) -> int:
+    """Bytes of a readable regular file.
+
+    Looks before opening: opening alone may block (a FIFO) or act (a tape).
+    """
+    mode = real.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise JobError(ErrorCode.FETCH_FAILED, f"{shown} is a folder, not a file", retryable=False)
+    if not stat.S_ISREG(mode):
+        raise JobError(ErrorCode.SOURCE_NOT_ALLOWED, f"{shown} is a device or a pipe, not a file")
+    descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
