@@ -1,0 +1,20 @@
+"""${message}."""
+
+from __future__ import annotations
+
+${"import sqlalchemy as sa" if "sa." in (upgrades or "") + (downgrades or "") else ""}
+from alembic import op
+${imports if imports else ""}
+
+revision: str = ${repr(up_revision)}
+down_revision: str | None = ${repr(down_revision)}
+branch_labels: str | None = ${repr(branch_labels)}
+depends_on: str | None = ${repr(depends_on)}
+
+
+def upgrade() -> None:
+    ${upgrades if upgrades else "pass"}
+
+
+def downgrade() -> None:
+    ${downgrades if downgrades else "pass"}

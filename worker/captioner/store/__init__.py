@@ -1,0 +1,26 @@
+"""The record of every job in SQL: SQLite or PostgreSQL. Nothing else imports SQLAlchemy."""
+
+from __future__ import annotations
+
+from captioner.store.opening import SchemaStatus, open_store, schema_status, upgrade_schema
+from captioner.store.queries import Cursor
+from captioner.store.repository import Store
+from captioner.store.schema import current, head, require_current, upgrade
+from captioner.store.session import create_store_engine, engine_from_settings
+from captioner.store.submissions import Submission
+
+__all__ = [
+    "Cursor",
+    "SchemaStatus",
+    "Store",
+    "Submission",
+    "create_store_engine",
+    "current",
+    "engine_from_settings",
+    "head",
+    "open_store",
+    "require_current",
+    "schema_status",
+    "upgrade",
+    "upgrade_schema",
+]

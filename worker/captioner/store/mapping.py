@@ -1,0 +1,174 @@
+"""Between rows and the domain's values, and what may be stored at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row
+
+from captioner.domain import (
+    Caption,
+    CaptionRequest,
+    Job,
+    JobFailure,
+    JobState,
+    ModelInfo,
+    Source,
+)
+from captioner.errors import ErrorCode, InvalidRequestError
+from captioner.options import GenerationOptions
+from captioner.store.models import CaptionRow
+
+#: Longest error message kept, in characters.
+MAX_MESSAGE_CHARACTERS = 2_000
+_MODEL_FIELDS = frozenset(field.name for field in dataclasses.fields(ModelInfo))
+#: What a caption row has beside its job.
+CAPTION_FIELDS = tuple(
+    column.key for column in CaptionRow.__table__.columns if column.key != "job_id"
+)
+
+
+def canonical_json(value: object) -> str:
+    """`value` as JSON that both databases can store, keys sorted.
+
+    Both must refuse the same values: PostgreSQL has no NUL in texts and no NaN in JSON, neither
+    can encode half a surrogate pair, and SQLite turns NaN into NULL.
+
+    Raises:
+        ValueError: `value` is no JSON, or holds one of these.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False, sort_keys=True)
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("text that is not valid Unicode") from None
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"a value that JSON does not know: {error}") from None
+    # Without escaped backslashes, this sequence can only be a NUL.
+    if "\\u0000" in text.replace("\\\\", ""):
+        raise ValueError("a NUL character")
+    return text
+
+
+def job_values(request: CaptionRequest, *, created_at: datetime) -> dict[str, Any]:
+    """The row of a new job.
+
+    Raises:
+        InvalidRequestError: the request holds what cannot be stored.
+    """
+    options, metadata = request.options.as_mapping(), dict(request.metadata)
+    for name, value in (
+        ("source", request.source.uri),
+        ("client_key", request.client_key),
+        ("options", options),
+        ("metadata", metadata),
+    ):
+        try:
+            canonical_json(value)
+        except ValueError as error:
+            raise InvalidRequestError(f"{name} cannot be stored: it holds {error}") from None
+    return {
+        "id": request.id,
+        "state": JobState.QUEUED,
+        "lane": request.lane,
+        "source": request.source.uri,
+        "source_display": request.source.display,
+        "options": options,
+        "metadata": metadata,
+        "client_key": request.client_key,
+        "fingerprint": fingerprint(request),
+        "attempt": 0,
+        "crashes": 0,
+        "created_at": created_at,
+        "timings": {},
+    }
+
+
+def fingerprint(request: CaptionRequest) -> str:
+    """SHA-256 of what makes two requests the same: source and options."""
+    asked = canonical_json([request.source.uri, request.options.as_mapping()])
+    return hashlib.sha256(asked.encode()).hexdigest()
+
+
+def job_from_row(row: Row[Any], captions: Sequence[Caption] = ()) -> Job:
+    """The job of one row of `jobs`.
+
+    Raises:
+        InvalidRequestError: another version wrote options or a source that this one refuses.
+    """
+    return Job(
+        id=row.id,
+        state=row.state,
+        source=Source(row.source),
+        options=GenerationOptions.from_mapping(row.options),
+        client_key=row.client_key,
+        metadata=row.metadata,
+        lane=row.lane,
+        attempt=row.attempt,
+        owner=row.owner,
+        created_at=row.created_at,
+        dispatched_at=row.dispatched_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        failure=_failure(row),
+        model=_model(row.model),
+        timings=row.timings,
+        captions=tuple(captions),
+    )
+
+
+def new_job(request: CaptionRequest, created_at: datetime) -> Job:
+    """The job that `job_values` makes, without reading it back."""
+    return Job(
+        id=request.id,
+        state=JobState.QUEUED,
+        source=request.source,
+        options=request.options,
+        client_key=request.client_key,
+        metadata=dict(request.metadata),
+        lane=request.lane,
+        attempt=0,
+        owner=None,
+        created_at=created_at,
+        dispatched_at=None,
+        started_at=None,
+        finished_at=None,
+        failure=None,
+        model=None,
+        timings={},
+    )
+
+
+def caption_values(caption: Caption) -> dict[str, Any]:
+    """The row of a caption, without its job."""
+    return {name: getattr(caption, name) for name in CAPTION_FIELDS}
+
+
+def caption_from_row(row: Row[Any]) -> tuple[UUID, Caption]:
+    """The job's id and the caption of one row of `captions`."""
+    return row.job_id, Caption(**{name: getattr(row, name) for name in CAPTION_FIELDS})
+
+
+def clean_message(message: str) -> str:
+    """An error's text made storable: it reports a problem and must not become one."""
+    text = message[:MAX_MESSAGE_CHARACTERS].replace("\x00", "�")
+    return text.encode(errors="replace").decode()
+
+
+def _failure(row: Row[Any]) -> JobFailure | None:
+    if row.error_code is None:
+        return None
+    return JobFailure(ErrorCode(row.error_code), row.error_message or "", bool(row.error_retryable))
+
+
+def _model(stamp: Mapping[str, Any] | None) -> ModelInfo | None:
+    if stamp is None:
+        return None
+    # A newer version may have stamped more.
+    return ModelInfo(**{name: value for name, value in stamp.items() if name in _MODEL_FIELDS})

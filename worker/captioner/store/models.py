@@ -1,0 +1,179 @@
+"""The tables. A change here needs a migration; `alembic check` and the tests compare the two."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    Uuid,
+    bindparam,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from captioner.domain import MAX_CLIENT_KEY_CHARACTERS, JobState, Lane
+from captioner.store.columns import Json, UtcDateTime, enum_by_value
+
+#: Longest id of a worker or of a lease's holder.
+MAX_OWNER_CHARACTERS = 255
+
+
+class Base(DeclarativeBase):
+    """Every constraint has a name that follows from its columns, so that migrations can name it."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        bool: Boolean(),
+        datetime: UtcDateTime(),
+        float: Double(),
+        int: Integer(),
+        str: Text(),
+        UUID: Uuid(),
+        dict[str, Any]: Json,
+        list[str]: Json,
+    }
+
+
+class JobRow(Base):
+    """One caption job: what was asked, where it stands, and how it ended."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    state: Mapped[JobState] = mapped_column(enum_by_value(JobState, "state"))
+    lane: Mapped[Lane] = mapped_column(enum_by_value(Lane, "lane"))
+    #: In full, query and credentials too: the worker has to open it. Never shown.
+    source: Mapped[str]
+    #: As it may be shown and logged.
+    source_display: Mapped[str]
+    options: Mapped[dict[str, Any]]
+    #: The client's; `metadata` is a reserved word of declarative classes.
+    client_metadata: Mapped[dict[str, Any]] = mapped_column("metadata")
+    client_key: Mapped[str | None] = mapped_column(String(MAX_CLIENT_KEY_CHARACTERS), unique=True)
+    #: SHA-256 of source and options: tells a repeated request from another under the same key.
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    #: Times claimed; the fencing token of a record.
+    attempt: Mapped[int]
+    #: Times an engine or decoder died with this job alone in it.
+    crashes: Mapped[int]
+    #: `workers.id` of who runs or ran it; no foreign key, the name outlives the row.
+    owner: Mapped[str | None] = mapped_column(String(MAX_OWNER_CHARACTERS))
+    #: A retry is not claimed before this.
+    not_before: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    dispatched_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    #: An `ErrorCode`; without a CHECK, because codes join without a migration.
+    error_code: Mapped[str | None] = mapped_column(String(40))
+    error_message: Mapped[str | None]
+    error_retryable: Mapped[bool | None]
+    #: The `ModelInfo` of the result.
+    model: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    #: Seconds by stage.
+    timings: Mapped[dict[str, Any]]
+
+
+class CaptionRow(Base):
+    """One caption of a job that succeeded."""
+
+    __tablename__ = "captions"
+
+    job_id: Mapped[UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    rank: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    text: Mapped[str]
+    continuation: Mapped[str]
+    alt_text: Mapped[str | None]
+    score: Mapped[float]
+    beam_score: Mapped[float | None]
+    start_seconds: Mapped[float | None]
+    end_seconds: Mapped[float | None]
+    origin: Mapped[str] = mapped_column(String(255))
+
+
+class EventRow(Base):
+    """The outbox: one row per terminal transition, written in the transition's transaction."""
+
+    __tablename__ = "events"
+
+    # SQLite numbers rows only in a column of exactly this type.
+    id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"), primary_key=True
+    )
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    type: Mapped[str] = mapped_column(String(40))
+    state: Mapped[JobState] = mapped_column(enum_by_value(JobState, "state"))
+    attempt: Mapped[int]
+    occurred_at: Mapped[datetime]
+    data: Mapped[dict[str, Any]]
+    #: When its deliveries were written. Not a cursor on `id`: ids are not committed in order.
+    expanded_at: Mapped[datetime | None]
+
+
+class WorkerRow(Base):
+    """One worker process; its heartbeat is the lease of every job it owns."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(MAX_OWNER_CHARACTERS), primary_key=True)
+    name: Mapped[str] = mapped_column(String(MAX_OWNER_CHARACTERS))
+    pid: Mapped[int]
+    queues: Mapped[list[str]]
+    started_at: Mapped[datetime]
+    heartbeat_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class LeaseRow(Base):
+    """Who does a task that only one process may do, and until when."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(MAX_OWNER_CHARACTERS))
+    expires_at: Mapped[datetime]
+
+
+def in_state(state: JobState) -> ColumnElement[bool]:
+    """`jobs.state = '…'` with the value in the text: a parameter would hide the partial index."""
+    value = bindparam(None, state, type_=JobRow.state.type, unique=True, literal_execute=True)
+    return JobRow.state == value
+
+
+# Queued jobs oldest first, one state newest first, and the counts.
+Index("ix_jobs_state_created_at_id", JobRow.state, JobRow.created_at, JobRow.id)
+# All jobs newest first, by key.
+Index("ix_jobs_created_at_id", JobRow.created_at, JobRow.id)
+# What an owner has in hand; a handful of rows however many are finished.
+Index(
+    "ix_jobs_owner_processing",
+    JobRow.owner,
+    postgresql_where=in_state(JobState.PROCESSING),
+    sqlite_where=in_state(JobState.PROCESSING),
+)
+Index(
+    "ix_events_unexpanded",
+    EventRow.id,
+    postgresql_where=EventRow.expanded_at.is_(None),
+    sqlite_where=EventRow.expanded_at.is_(None),
+)

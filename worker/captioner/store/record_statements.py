@@ -1,0 +1,159 @@
+"""The SQL that records outcomes: one statement for all of them, or three for each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    TableValuedAlias,
+    Uuid,
+    any_,
+    bindparam,
+    column,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+from captioner.domain import JobState, Outcome
+from captioner.store.columns import UtcDateTime
+from captioner.store.mapping import CAPTION_FIELDS
+from captioner.store.models import CaptionRow, EventRow, JobRow, in_state
+from captioner.store.statements import locked
+
+#: Columns of `jobs` that an outcome sets from its own values.
+_RESULT_FIELDS = ("error_code", "error_message", "error_retryable", "model", "timings")
+
+
+class Prepared(NamedTuple):
+    """An outcome as JSON-like rows."""
+
+    outcome: Outcome
+    job: dict[str, Any]
+    captions: list[dict[str, Any]]
+
+
+def write_one(connection: Connection, one: Prepared, now: datetime) -> bool:
+    """Three statements, where one cannot write to several tables; False when the guard refused."""
+    guarded = update(JobRow).where(
+        JobRow.id == one.outcome.job_id,
+        in_state(JobState.PROCESSING),
+        JobRow.attempt == one.outcome.attempt,
+    )
+    values = {name: one.job[name] for name in _RESULT_FIELDS}
+    changed = connection.execute(guarded.values(state=one.outcome.state, finished_at=now, **values))
+    if not changed.rowcount:
+        return False
+    if one.captions:
+        connection.execute(
+            insert(CaptionRow),
+            [{"job_id": one.outcome.job_id, **caption} for caption in one.captions],
+        )
+    connection.execute(
+        insert(EventRow).values(
+            job_id=one.outcome.job_id,
+            type=one.job["event_type"],
+            state=one.outcome.state,
+            attempt=one.outcome.attempt,
+            occurred_at=now,
+            data=one.job["event_data"],
+        )
+    )
+    return True
+
+
+def write_combined(
+    connection: Connection, prepared: Sequence[Prepared], now: datetime
+) -> set[UUID]:
+    """One statement and one commit for all of them; the ids of those that passed the guard."""
+    outcomes = [{"job_id": str(one.outcome.job_id), **one.job} for one in prepared]
+    captions = [
+        {"job_id": str(one.outcome.job_id), "attempt": one.outcome.attempt, **caption}
+        for one in prepared
+        for caption in one.captions
+    ]
+    ids = [one.outcome.job_id for one in prepared]
+    parameters = {"ids": ids, "outcomes": outcomes, "captions": captions, "now": now}
+    return set(connection.scalars(_combined_statement(), parameters))
+
+
+@functools.cache
+def _combined_statement() -> Select[UUID]:
+    """One statement for any number of outcomes: a round trip and a commit for all of them.
+
+    The rows come as two JSON parameters. Only jobs that pass the guard reach `recorded`, and only
+    `recorded` feeds captions and events.
+    """
+    jobs = JobRow.__table__.columns
+    outcome = _recordset(
+        "outcomes",
+        attempt=jobs["attempt"],
+        state=jobs["state"],
+        **{name: jobs[name] for name in _RESULT_FIELDS},
+        event_type=EventRow.__table__.columns["type"],
+        event_data=EventRow.__table__.columns["data"],
+    )
+    caption = _recordset(
+        "captions",
+        attempt=jobs["attempt"],
+        **{name: CaptionRow.__table__.columns[name] for name in CAPTION_FIELDS},
+    )
+    now = bindparam("now", type_=UtcDateTime())
+    rows = locked(JobRow.id == any_(bindparam("ids", type_=ARRAY(Uuid()))))
+    recorded = (
+        update(JobRow)
+        .where(
+            JobRow.id == rows.c.id,
+            rows.c.id == outcome.c.job_id,
+            rows.c.state == JobState.PROCESSING,
+            rows.c.attempt == outcome.c.attempt,
+        )
+        .values(
+            state=outcome.c.state,
+            finished_at=now,
+            **{name: outcome.c[name] for name in _RESULT_FIELDS},
+        )
+        .returning(
+            JobRow.id, JobRow.attempt, outcome.c.state, outcome.c.event_type, outcome.c.event_data
+        )
+        .cte("recorded")
+    )
+    captions = insert(CaptionRow).from_select(
+        ["job_id", *CAPTION_FIELDS],
+        select(caption.c.job_id, *(caption.c[name] for name in CAPTION_FIELDS)).join(
+            recorded,
+            (recorded.c.id == caption.c.job_id) & (recorded.c.attempt == caption.c.attempt),
+        ),
+    )
+    events = insert(EventRow).from_select(
+        ["job_id", "type", "state", "attempt", "occurred_at", "data"],
+        select(
+            recorded.c.id,
+            recorded.c.event_type,
+            recorded.c.state,
+            recorded.c.attempt,
+            now,
+            recorded.c.event_data,
+        ),
+    )
+    return select(recorded.c.id).add_cte(
+        captions.cte("written_captions"), events.cte("written_events")
+    )
+
+
+def _recordset(parameter: str, **columns: ColumnElement[Any]) -> TableValuedAlias:
+    """A JSON parameter as rows: `job_id`, and columns typed like those they are written to."""
+    typed = (column(name, like.type) for name, like in columns.items())
+    rows = func.jsonb_to_recordset(bindparam(parameter, type_=JSONB()))
+    return rows.table_valued(column("job_id", Uuid()), *typed).render_derived(
+        name=parameter, with_types=True
+    )
