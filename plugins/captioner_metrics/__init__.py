@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import ExitStack
+
+from prometheus_client import REGISTRY, Counter, Histogram, start_http_server
 
 from captioner import Event, hookimpl
-from prometheus_client import Counter, Histogram, start_http_server
+
+__all__ = ["JOBS", "REGISTRY", "STAGE_SECONDS"]
 
 logger = logging.getLogger(__name__)
 
@@ -21,15 +25,21 @@ STAGE_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
 
+_endpoint = ExitStack()
+
 
 @hookimpl
 def worker_ready() -> None:
     """Open the endpoint where the environment asks for one."""
     port = os.environ.get("CAPTIONER_METRICS_PORT")
-    if port:
-        address = os.environ.get("CAPTIONER_METRICS_ADDRESS", "127.0.0.1")
-        start_http_server(int(port), addr=address)
-        logger.info("metrics at http://%s:%s/metrics", address, port)
+    if not port:
+        return
+    address = os.environ.get("CAPTIONER_METRICS_ADDRESS", "127.0.0.1")
+    server, thread = start_http_server(int(port), addr=address)
+    _endpoint.callback(thread.join)
+    _endpoint.callback(server.server_close)
+    _endpoint.callback(server.shutdown)
+    logger.info("metrics at http://%s:%s/metrics", address, port)
 
 
 @hookimpl
@@ -38,3 +48,9 @@ def observe(event: Event) -> None:
     JOBS.labels(event.state, event.error_code or "").inc()
     for stage, seconds in event.timings:
         STAGE_SECONDS.labels(stage).observe(seconds)
+
+
+@hookimpl
+def worker_stopping() -> None:
+    """Close the endpoint."""
+    _endpoint.close()

@@ -36,7 +36,7 @@ def test_json_is_one_object_a_line_even_with_a_traceback() -> None:
     configure_logging(LogSettings(format="json"), stream)
     with job_context("7c9e"):
         try:
-            raise ValueError("broken\nin two lines")
+            int("broken\nin two lines")
         except ValueError:
             logging.getLogger("captioner.x").exception("failed")
     (line,) = stream.getvalue().splitlines()

@@ -110,7 +110,7 @@ def test_refuses_misspelt_hooks_wrappers_and_empty_plugins() -> None:
 
     plugins = Plugins()
     for plugin in (Misspelt(), Wrapper(), object()):
-        with pytest.raises((ValueError, Exception)):  # noqa: B017, PT011  # pluggy has its own class
+        with pytest.raises((ValueError, Exception)):  # pluggy has its own class
             plugins.register(plugin, "bad")
     assert plugins.infos() == []
     plugins.notify("observe", event=None)  # nothing of them is left behind

@@ -52,6 +52,7 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("ENGINE__MAX_BATCH", "0", "greater than or equal to 1"),
         ("ENGINE__MAX_BATCH", "many", "valid integer"),
         ("MODEL__IDD", "x", "not a setting"),
+        ("DATABSE__URL", "sqlite:///secret", "not a setting"),
         ("DATABASE__URL", "mysql://root:secret@db/x", "must begin with sqlite:// or postgresql://"),
         ("DATABASE__URL", "nonsense-secret", "must begin with"),
         ("DATABASE__URL", "postgresql+asyncpg://u:secret@db/x", "psycopg"),
@@ -84,3 +85,8 @@ def test_every_setting_says_what_it_is() -> None:
         fields = getattr(section.annotation, "model_fields", {name: section})
         for field_name, field in fields.items():
             assert field.description, f"{name}.{field_name} has no description"
+
+
+def test_a_name_without_levels_may_be_a_plugins_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch, METRICS_PORT="9100")
+    load_settings()

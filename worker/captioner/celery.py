@@ -1,0 +1,142 @@
+"""The Celery application, and the one function that sends a job's message.
+
+`celery -A captioner worker` finds `app` here by Celery's own convention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import celery
+from celery import signals
+from kombu.entity import Queue
+from kombu.exceptions import KombuError
+from kombu.exceptions import OperationalError as BrokerError
+
+from captioner.domain import Lane
+from captioner.errors import BrokerUnavailableError, SettingsError, describe
+from captioner.logs import configure_logging
+from captioner.settings import Settings, load_settings
+from captioner.transport import broker_options, prepare_embedded_broker
+
+if TYPE_CHECKING:
+    from captioner.service import CaptionService
+
+CAPTION_TASK = "captioner.caption"
+MESSAGE_VERSION = 1
+#: Most job ids of one message: bulk work pays Celery's price per message once for all of them.
+MAX_JOBS_PER_MESSAGE = 64
+#: In the order a worker prefers them.
+QUEUES = {Lane.INTERACTIVE: "captions", Lane.BULK: "captions.bulk"}
+
+
+class CaptionerApp(celery.Celery):
+    """A Celery application that knows captioner's settings and, in a worker, its service."""
+
+    settings: Settings
+    #: Set by the pool once the model is loaded; None in producers.
+    service: CaptionService | None = None
+
+
+def create_app(settings: Settings) -> CaptionerApp:
+    """Make a Celery application for these settings; nothing is connected yet."""
+    prepare_embedded_broker(settings.broker_url)
+    app = CaptionerApp("captioner", set_as_current=False)
+    app.settings = settings
+    app.conf.update(_configuration(settings))
+    return app
+
+
+def _configuration(settings: Settings) -> dict[str, Any]:
+    return {
+        "broker_url": settings.broker_url,
+        "broker_transport_options": broker_options(settings),
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "imports": ["captioner.tasks"],
+        # The pool owns the model: see captioner.pool.
+        "worker_pool": "captioner.pool:TaskPool",
+        "worker_concurrency": settings.concurrency,
+        "worker_prefetch_multiplier": 1,
+        # Only what runs is taken, so the length of the queue is the true backlog.
+        "worker_disable_prefetch": settings.broker_url.startswith(("redis", "sentinel")),
+        # Claims are in SQL: late acknowledgement would add only duplicates.
+        "task_acks_late": False,
+        "task_ignore_result": True,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "result_accept_content": ["json"],
+        "task_queues": [Queue(name) for name in QUEUES.values()],  # type: ignore[no-untyped-call]
+        "task_default_queue": QUEUES[Lane.INTERACTIVE],
+        # A typing error in a queue's name fails at once instead of being published to nobody.
+        "task_create_missing_queues": False,
+        "task_publish_retry_policy": {"max_retries": 3, "interval_start": 0, "interval_max": 1},
+        # What Flower shows.
+        "worker_send_task_events": True,
+        "task_send_sent_event": True,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "enable_utc": True,
+    }
+
+
+def publish(app: celery.Celery, job_ids: Sequence[UUID], lane: Lane) -> None:
+    """Send one message for these jobs, whose rows are committed.
+
+    Raises:
+        BrokerUnavailableError: the broker did not take it; the rows stay `queued` and a worker's
+            housekeeping publishes them later.
+    """
+    shown = str(job_ids[0]) if len(job_ids) == 1 else f"{job_ids[0]} and {len(job_ids) - 1} more"
+    try:
+        app.send_task(
+            CAPTION_TASK,
+            kwargs={"v": MESSAGE_VERSION, "job_ids": [str(job_id) for job_id in job_ids]},
+            queue=QUEUES[lane],
+            argsrepr="()",
+            kwargsrepr=shown,
+            ignore_result=True,
+        )
+    except (BrokerError, KombuError, OSError) as error:
+        cause = error.__cause__ or error
+        raise BrokerUnavailableError(
+            f"the broker cannot be reached (CAPTIONER_BROKER__URL): {describe(cause)}"
+        ) from error
+
+
+def run_worker(settings: Settings) -> int:
+    """Run a worker in this process until it is told to stop; returns its exit code."""
+    from celery.bin.celery import celery as command
+
+    worker = settings.worker
+    # `worker_main` would do, but it forgets the exit code. Quiet: our own lines say what matters.
+    code = command.main(
+        args=[
+            *("-A", "captioner", "--quiet", "worker", "--without-gossip", "--without-mingle"),
+            *("--hostname", worker.name, "--queues", worker.queues),
+        ],
+        standalone_mode=False,
+    )
+    return int(code or 0)
+
+
+@signals.setup_logging.connect
+def _use_our_logs(**_: Any) -> None:
+    """A receiver of this signal keeps Celery from setting up logs of its own."""
+    configure_logging(load_settings().log)
+
+
+def __getattr__(name: str) -> CaptionerApp:
+    """Make `app` when it is asked for, so that importing this module reads no environment."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        app = create_app(load_settings())
+    except (SettingsError, BrokerUnavailableError) as error:
+        raise SystemExit(f"captioner: {error}") from None
+    app.set_current()
+    globals()["app"] = app
+    return app

@@ -1,0 +1,265 @@
+"""Submit, look up, wait for and cancel jobs, on the same database and broker as the workers.
+
+The door for a site's own Python code; it needs neither torch nor Pillow:
+
+    from captioner import jobs
+
+    job = jobs.submit("https://cms.example/cat.jpg", client_key="image:17")
+    job = jobs.wait(job.id, timeout_seconds=60)
+    print(job.caption)
+
+The functions use the settings of the environment; `Jobs` takes others.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+from captioner.celery import MAX_JOBS_PER_MESSAGE, create_app, publish
+from captioner.domain import CaptionRequest, Job, JobState, Lane, Source
+from captioner.errors import BrokerUnavailableError, InvalidRequestError, JobNotFoundError
+from captioner.options import GenerationOptions
+from captioner.settings import Settings, load_settings
+from captioner.store import Cursor, Submission, open_store
+
+#: `wait` asks the database this often at first, and at last.
+FIRST_PAUSE_SECONDS = 0.02
+LAST_PAUSE_SECONDS = 1.0
+#: Jobs looked up by one statement.
+LOOKUP_CHUNK = 500
+
+logger = logging.getLogger(__name__)
+
+
+class Jobs(AbstractContextManager["Jobs"]):
+    """A connection to the database and the broker of one installation; safe to share by threads."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Connect as `settings` say, or as the environment does.
+
+        Raises:
+            SettingsError: a setting cannot be used.
+            SchemaError: the database is not of this version.
+            StoreUnavailableError: the database cannot be reached.
+        """
+        self.settings = settings or load_settings()
+        self._store = open_store(self.settings)
+        self._app = create_app(self.settings)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._app.close()
+        self._store.close()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def submit(
+        self,
+        source: str,
+        *,
+        prompt: str | None = None,
+        options: Mapping[str, Any] | GenerationOptions | None = None,
+        client_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        lane: Lane = Lane.INTERACTIVE,
+    ) -> Job:
+        """Submit one job and return at once.
+
+        From the moment this returns the job is not lost, whatever happens to the broker. With a
+        `client_key` that was used before for the same request, the earlier job is returned.
+
+        Args:
+            source: `https://…`, `http://…`, `file:///…`, an absolute path the workers can read,
+                or `data:…` up to 256 KiB.
+            prompt: text the caption starts with.
+            options: `GenerationOptions`, or some of them by name.
+            client_key: your own key of at most 255 characters.
+            metadata: anything JSON can hold; echoed in results.
+            lane: `bulk` lets interactive jobs overtake.
+
+        Raises:
+            InvalidRequestError: the request cannot be used.
+            DuplicateClientKeyError: the key belongs to a different request.
+        """
+        request = CaptionRequest(
+            source=Source(source),
+            options=self._options(prompt, options),
+            client_key=client_key,
+            metadata=metadata or {},
+            lane=lane,
+        )
+        return self.submit_all([request])[0].job
+
+    def _options(
+        self, prompt: str | None, options: Mapping[str, Any] | GenerationOptions | None
+    ) -> GenerationOptions:
+        if isinstance(options, GenerationOptions):
+            values = options.as_mapping()
+        else:
+            given = dict(options or {})
+            values = dict(self._default_options(given)) | given
+        if prompt is not None:
+            if values.get("prompt") not in (None, prompt):
+                raise InvalidRequestError("prompt is given twice, in options too")
+            values["prompt"] = prompt
+        return GenerationOptions.from_mapping(values)
+
+    def _default_options(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The installation's defaults, less beams where the request samples."""
+        defaults = self.settings.generation.model_dump()
+        if given.get("do_sample"):
+            defaults["num_beams"] = 1
+        return defaults
+
+    def submit_all(self, requests: Iterable[CaptionRequest]) -> list[Submission]:
+        """Submit many jobs: rows first, in one transaction, then their messages.
+
+        A broker that is away fails nothing: the jobs stay `queued`, a warning is logged, and a
+        worker publishes them when it can.
+        """
+        submissions = self._store.add(list(requests))
+        for lane in Lane:
+            job_ids = [s.job.id for s in submissions if s.created and s.job.lane is lane]
+            # One message a job for editors, who want theirs first; chunks for bulk work.
+            size = MAX_JOBS_PER_MESSAGE if lane is Lane.BULK else 1
+            for first in range(0, len(job_ids), size):
+                if not self._publish(job_ids[first : first + size], lane):
+                    return submissions
+        fresh = {job.id: job for job in self._store.get_many([s.job.id for s in submissions])}
+        return [Submission(fresh[s.job.id], s.created) for s in submissions]
+
+    def _publish(self, job_ids: Sequence[UUID], lane: Lane) -> bool:
+        try:
+            publish(self._app, job_ids, lane)
+        except BrokerUnavailableError as error:
+            logger.warning("%s; the jobs are kept and a worker will publish them", error)
+            return False
+        self._store.mark_dispatched(job_ids)
+        return True
+
+    def get(self, job_id: UUID | str) -> Job:
+        """Look one job up.
+
+        Raises:
+            JobNotFoundError: no job has this id.
+        """
+        return self._store.get(_uuid(job_id))
+
+    def list(
+        self, *, state: JobState | None = None, limit: int = 50, before: Job | None = None
+    ) -> list[Job]:
+        """Jobs, newest first; `before` continues where a page ended."""
+        cursor = Cursor.after(before) if before else None
+        return self._store.list_jobs(state=state, limit=limit, before=cursor)
+
+    def count_by_state(self) -> dict[JobState, int]:
+        """How many jobs are in each state."""
+        return self._store.count_by_state()
+
+    def wait(self, job_id: UUID | str, *, timeout_seconds: float | None = None) -> Job:
+        """Wait until a job has ended.
+
+        Raises:
+            JobNotFoundError: no job has this id.
+            TimeoutError: it has not ended in time; it goes on all the same.
+        """
+        for job in self.wait_each([job_id], timeout_seconds=timeout_seconds):
+            return job
+        raise TimeoutError(f"job {job_id} has not ended after {timeout_seconds} s")
+
+    def wait_each(
+        self, job_ids: Iterable[UUID | str], *, timeout_seconds: float | None = None
+    ) -> Iterator[Job]:
+        """Yield jobs as they end; stops silently when the time is up.
+
+        Raises:
+            JobNotFoundError: one of them does not exist.
+        """
+        pending = list(dict.fromkeys(_uuid(job_id) for job_id in job_ids))
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        pause_seconds = FIRST_PAUSE_SECONDS
+        while pending:
+            ended: set[UUID] = set()
+            for first in range(0, len(pending), LOOKUP_CHUNK):
+                for job in self._existing(pending[first : first + LOOKUP_CHUNK]):
+                    if job.state.terminal:
+                        ended.add(job.id)
+                        yield job
+            pending = [job_id for job_id in pending if job_id not in ended]
+            if not pending or (deadline is not None and time.monotonic() >= deadline):
+                return
+            pause_seconds = (
+                FIRST_PAUSE_SECONDS if ended else min(pause_seconds * 1.5, LAST_PAUSE_SECONDS)
+            )
+            time.sleep(pause_seconds)
+
+    def _existing(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
+        found = self._store.get_many(job_ids)
+        if len(found) < len(job_ids):
+            missing = set(job_ids) - {job.id for job in found}
+            raise JobNotFoundError(min(missing))
+        return found
+
+    def cancel(self, job_id: UUID | str) -> Job:
+        """Cancel a job that has not ended; one that has is left as it is.
+
+        A worker that is captioning it finds its result unwanted.
+
+        Raises:
+            JobNotFoundError: no job has this id.
+        """
+        self._store.cancel([_uuid(job_id)])
+        return self.get(job_id)
+
+
+def _uuid(job_id: UUID | str) -> UUID:
+    if isinstance(job_id, UUID):
+        return job_id
+    try:
+        return UUID(job_id)
+    except ValueError:
+        raise InvalidRequestError(f"{job_id!r} is not a job id; those are UUIDs") from None
+
+
+@functools.cache
+def default() -> Jobs:
+    """The `Jobs` of this process's environment, made when first used and again after a fork."""
+    os.register_at_fork(after_in_child=default.cache_clear)
+    return Jobs()
+
+
+def submit(source: str, **arguments: Any) -> Job:
+    """`Jobs.submit` on the environment's installation."""
+    return default().submit(source, **arguments)
+
+
+def get(job_id: UUID | str) -> Job:
+    """`Jobs.get` on the environment's installation."""
+    return default().get(job_id)
+
+
+def wait(job_id: UUID | str, *, timeout_seconds: float | None = None) -> Job:
+    """`Jobs.wait` on the environment's installation."""
+    return default().wait(job_id, timeout_seconds=timeout_seconds)
+
+
+def cancel(job_id: UUID | str) -> Job:
+    """`Jobs.cancel` on the environment's installation."""
+    return default().cancel(job_id)
