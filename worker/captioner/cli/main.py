@@ -1,0 +1,94 @@
+"""The `captioner` command: its groups, and one clear line for every error.
+
+Exit codes: 0 done, 1 the work failed, 2 the command or a setting is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+import typer
+
+from captioner import __version__
+from captioner.cli import caption, db, demo, jobs, plugins, worker
+from captioner.errors import CaptionerError, InvalidRequestError, SettingsError
+
+#: What the extra `worker` brings; a site that only submits does without.
+WORKER_MODULES = frozenset(
+    {"PIL", "httpcore", "httpx", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
+)
+
+app = typer.Typer(
+    name="captioner",
+    help="Durable image captioning: submit pictures, get captions, lose nothing.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(demo.demo)
+app.command("worker")(worker.worker)
+app.command("submit")(jobs.submit)
+app.command("status")(jobs.status)
+app.command("list")(jobs.list_jobs)
+app.command("wait")(jobs.wait)
+app.command("cancel")(jobs.cancel)
+app.command("caption")(caption.caption)
+app.command("plugins")(plugins.plugins)
+app.add_typer(db.app, name="db")
+
+
+def _print_version(*, wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"captioner {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    _version: bool = typer.Option(
+        False,  # noqa: FBT003  # typer's way of writing a default
+        "--version",
+        callback=lambda value: _print_version(wanted=value),
+        is_eager=True,
+        help="Print the version and exit.",
+    ),
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "captioner"
+        _fail(f"{error.format_message()} See: {where} --help", 2)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except (SettingsError, InvalidRequestError) as error:
+        _fail(str(error), 2)
+    except CaptionerError as error:
+        _fail(str(error), 1)
+    except ModuleNotFoundError as error:
+        if error.name not in WORKER_MODULES:
+            raise
+        _fail(f"this needs {error.name}; run: pip install 'captioner[worker]'", 2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of a pipe went away, as `head` does; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.write(f"captioner: {message}\n")
+    sys.exit(code)

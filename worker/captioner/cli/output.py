@@ -1,0 +1,118 @@
+"""What commands print: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from captioner.domain import Job, JobState
+
+#: Width of tables that are written to a file or a pipe, where nothing need be cut.
+PIPE_COLUMNS = 240
+
+#: Results go here; progress and remarks go to `remarks`, so that a pipe gets results alone.
+console = Console()
+remarks = Console(stderr=True)
+if not console.is_terminal:
+    console = Console(width=PIPE_COLUMNS)
+
+STYLES = {
+    JobState.QUEUED: "cyan",
+    JobState.PROCESSING: "yellow",
+    JobState.SUCCEEDED: "green",
+    JobState.FAILED: "red",
+    JobState.CANCELED: "magenta",
+    JobState.EXPIRED: "magenta",
+}
+
+
+def print_json(value: Any) -> None:
+    """One JSON document, indented."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def progress_bar() -> Progress:
+    """A progress bar on standard error; it shows nothing where that is no terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=remarks,
+        transient=True,
+        disable=not remarks.is_terminal,
+    )
+
+
+def summary(job: Job) -> str:
+    """What came of a job, in a phrase: its caption or why there is none."""
+    if job.caption is not None:
+        return escape(job.caption)
+    if job.failure:
+        return f"[red]{job.failure.code}[/]: {escape(job.failure.message)}"
+    return ""
+
+
+def print_jobs(jobs: Sequence[Job]) -> None:
+    """A table, a row a job."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("id", no_wrap=True, min_width=36)
+    table.add_column("state", no_wrap=True, min_width=max(map(len, JobState)))
+    table.add_column("age", no_wrap=True, justify="right")
+    table.add_column("source", overflow="ellipsis", no_wrap=True, max_width=40)
+    table.add_column("result", overflow="fold", min_width=12)
+    for job in jobs:
+        table.add_row(
+            str(job.id),
+            f"[{STYLES[job.state]}]{job.state}[/]",
+            _age(job.created_at),
+            escape(job.source.display),
+            summary(job),
+        )
+    console.print(table)
+
+
+def print_job(job: Job) -> None:
+    """Everything worth knowing of one job."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("job", str(job.id))
+    grid.add_row("state", f"[{STYLES[job.state]}]{job.state}[/]")
+    grid.add_row("source", escape(job.source.display))
+    if job.client_key:
+        grid.add_row("client key", escape(job.client_key))
+    for caption in job.captions:
+        label = "caption" if caption.rank == 0 else ""
+        at = f"  at {caption.start_seconds:.1f} s" if caption.start_seconds is not None else ""
+        grid.add_row(label, f"{escape(caption.text)}  [dim]score {caption.score:.3f}{at}[/]")
+    if job.failure:
+        again = (
+            "it may work if submitted again" if job.failure.retryable else "it will not work again"
+        )
+        grid.add_row("error", f"{summary(job)} [dim]({again})[/]")
+    if job.model:
+        model = job.model
+        shown = f"{model.id} ({model.backend}, {model.dtype}, {model.device})"
+        grid.add_row("model", escape(shown))
+        grid.add_row("revision", escape(model.revision))
+    if job.timings:
+        grid.add_row("seconds", "  ".join(f"{k} {v:.3f}" for k, v in job.timings.items()))
+    grid.add_row("created", f"{job.created_at:%Y-%m-%d %H:%M:%S} UTC")
+    if job.state is JobState.QUEUED and job.dispatched_at is None:
+        grid.add_row("", "[yellow]not yet with the broker; a worker will publish it[/]")
+    console.print(grid)
+
+
+def _age(created_at: datetime) -> str:
+    seconds = max(0, int((datetime.now(UTC) - created_at).total_seconds()))
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"

@@ -1,0 +1,68 @@
+"""`worker`: run a worker until it is told to stop."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from captioner.cli.environment import Broker, Database, Device, Dtype, Model, settings_from
+
+
+def worker(
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    database: Database = None,
+    broker: Broker = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            "--concurrency",
+            envvar="CAPTIONER_WORKER__CONCURRENCY",
+            show_envvar=True,
+            help="Jobs in hand at once; default: three batches' worth.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            "-n",
+            envvar="CAPTIONER_WORKER__NAME",
+            show_envvar=True,
+            help="Name in Flower; %h is the host.",
+        ),
+    ] = None,
+    queues: Annotated[
+        str | None,
+        typer.Option(
+            "--queues",
+            "-Q",
+            envvar="CAPTIONER_WORKER__QUEUES",
+            show_envvar=True,
+            help="Queues to take jobs from, separated by commas.",
+        ),
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option("--log-level", envvar="CAPTIONER_LOG__LEVEL", show_envvar=True)
+    ] = None,
+) -> None:
+    """Load the model, then take jobs from the broker until SIGTERM or Ctrl-C.
+
+    `celery -A captioner worker` does the same with Celery's own options.
+    """
+    settings = settings_from(
+        model__id=model,
+        model__device=device,
+        model__dtype=dtype,
+        database__url=database,
+        broker__url=broker,
+        worker__concurrency=concurrency,
+        worker__name=name,
+        worker__queues=queues,
+        log__level=log_level,
+    )
+    from captioner.celery import run_worker  # Celery: only where a worker is wanted
+
+    raise typer.Exit(run_worker(settings))
