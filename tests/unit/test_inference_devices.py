@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioner.errors import ModelLoadError
+from captioner.inference.devices import (
+    cpu_multiplies_bfloat16,
+    dtype_name,
+    resolve_device,
+    resolve_dtype,
+)
+
+_CPU = torch.device("cpu")
+
+
+def test_auto_is_cuda_where_there_is_one() -> None:
+    expected = "cuda:0" if torch.cuda.is_available() else "cpu"
+    assert str(resolve_device("auto")) == expected
+    assert str(resolve_device("cpu")) == "cpu"
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "cuda:4096"])
+def test_a_cuda_device_that_is_not_there_is_one_clear_line(name: str) -> None:
+    with pytest.raises(ModelLoadError, match="CAPTIONER_MODEL__DEVICE=cpu") as caught:
+        resolve_device(name)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_without_cuda_is_refused() -> None:
+    with pytest.raises(ModelLoadError, match="sees 0 CUDA devices"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "mps", "cuda:", "cuda:-1", "CPU", "cpu:0"])
+def test_other_devices_are_refused(name: str) -> None:
+    with pytest.raises(ModelLoadError, match="auto, cpu, cuda or cuda:N"):
+        resolve_device(name)
+
+
+def test_auto_dtype_follows_the_hardware() -> None:
+    assert resolve_dtype("auto", torch.device("cuda", 0)) is torch.float16
+    expected = torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32
+    assert resolve_dtype("auto", _CPU) is expected
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="no /proc/cpuinfo")
+def test_bfloat16_in_hardware_is_what_the_kernel_says_of_the_cpu() -> None:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    assert cpu_multiplies_bfloat16() == bool({"avx512_bf16", "amx_bf16"} & set(flags))
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])
+def test_named_types_are_taken_as_named(name: str) -> None:
+    assert dtype_name(resolve_dtype(name, _CPU)) == name
+
+
+@pytest.mark.parametrize("name", ["fp16", "half", "int8", ""])
+def test_other_types_are_refused(name: str) -> None:
+    with pytest.raises(ModelLoadError, match="CAPTIONER_MODEL__DTYPE"):
+        resolve_dtype(name, _CPU)

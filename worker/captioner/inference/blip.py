@@ -1,0 +1,219 @@
+"""BLIP's captioner, to be read beside the paper (arXiv 2201.12086): image encoder, text decoder.
+
+Plain PyTorch, in any floating-point type, on any device: what makes it faster on one machine or
+another is in acceleration.py and cuda_graphs.py. Letters in shapes: B images, N image states of
+one image (or of all frames of a video), Q queries, S slots of the cache, H heads, D numbers per
+head, W width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from captioner.inference.architecture import Architecture, TextArchitecture, VisionArchitecture
+
+
+class GeluLinear(nn.Linear):
+    """A linear layer and GELU, the exact one with erf: the tanh form is another function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[…, inputs]` to `[…, outputs]`."""
+        return functional.gelu(super().forward(x))
+
+
+class VisionEncoder(nn.Module):
+    """A vision transformer over square patches and one class token."""
+
+    def __init__(self, shape: VisionArchitecture) -> None:
+        """Build it with weights as PyTorch leaves them; fused_weights.py puts the real ones in."""
+        super().__init__()
+        self.patch_size = shape.patch_size
+        self.patches = nn.Linear(3 * shape.patch_size**2, shape.hidden_size)
+        self.class_token = nn.Parameter(torch.empty(shape.hidden_size))
+        self.positions = nn.Parameter(torch.empty(shape.positions, shape.hidden_size))
+        self.layers = nn.ModuleList(VisionLayer(shape) for _ in range(shape.num_hidden_layers))
+        self.norm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels `[B, 3, side, side]` to image states `[B, N, W]`."""
+        images, size = len(pixels), self.patch_size
+        grid = pixels.shape[-1] // size
+        # The convolution of the paper as a matrix product: patches do not overlap.
+        x = pixels.view(images, 3, grid, size, grid, size).permute(0, 2, 4, 1, 3, 5)
+        x = self.patches(x.reshape(images, grid * grid, -1))
+        x = torch.cat((self.class_token.expand(images, 1, -1), x), dim=1) + self.positions
+        for layer in self.layers:
+            x = layer(x)
+        states: Tensor = self.norm(x)
+        return states
+
+
+class VisionLayer(nn.Module):
+    """Attention among the patches and a perceptron, each normalised before."""
+
+    def __init__(self, shape: VisionArchitecture) -> None:
+        """One of the encoder's."""
+        super().__init__()
+        width = shape.hidden_size
+        self.heads = shape.num_attention_heads
+        self.norm_attention = nn.LayerNorm(width, eps=shape.layer_norm_eps)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attended = nn.Linear(width, width)
+        self.norm_perceptron = nn.LayerNorm(width, eps=shape.layer_norm_eps)
+        self.inner = GeluLinear(width, shape.intermediate_size)
+        self.outer = nn.Linear(shape.intermediate_size, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, N, W]` to the same."""
+        query, key, value = split_heads(self.query_key_value(self.norm_attention(x)), 3, self.heads)
+        seen = functional.scaled_dot_product_attention(query, key, value)
+        x = x + self.attended(join_heads(seen))
+        out: Tensor = x + self.outer(self.inner(self.norm_perceptron(x)))
+        return out
+
+
+@dataclass(slots=True)
+class Cache:
+    """Keys and values of B images, per layer of the decoder.
+
+    Whatever is generated of an image (its beams, its samples) shares its image states. Its tokens
+    share one row of slots, too: who descends from whom is the mask's business, and nothing is
+    moved when beams are reordered.
+    """
+
+    #: Per layer, keys and values of the image states: `[B, H, N, D]`.
+    image_keys: list[Tensor]
+    image_values: list[Tensor]
+    #: Per layer, keys and values of prompt and generated tokens: `[B, H, S, D]`.
+    token_keys: list[Tensor]
+    token_values: list[Tensor]
+
+    def everything(self) -> list[list[Tensor]]:
+        """The four lists."""
+        return [self.image_keys, self.image_values, self.token_keys, self.token_values]
+
+    def first(self, images: int) -> Cache:
+        """The same memory, of the first images alone."""
+        return Cache(*([tensor[:images] for tensor in part] for part in self.everything()))
+
+
+@dataclass(slots=True)
+class Tokens:
+    """What the decoder reads at once: a prompt, or the newest token of each beam."""
+
+    #: `[B, Q]`.
+    ids: Tensor
+    #: `[B, Q]`, counted from [DEC].
+    positions: Tensor
+    #: `[Q]`: where the cache takes their keys and values.
+    slots: Tensor
+    #: S, the slots that are looked at: the first of the cache.
+    used: int
+    #: `[B, 1, Q, S]`: 0 where a query sees a slot, -inf where not. None: each sees all S.
+    mask: Tensor | None
+
+
+class TextDecoder(nn.Module):
+    """BERT, with causal self-attention and cross-attention to the image states."""
+
+    def __init__(self, shape: TextArchitecture, image_width: int) -> None:
+        """Build it with weights as PyTorch leaves them; fused_weights.py puts the real ones in."""
+        super().__init__()
+        width, eps = shape.hidden_size, shape.layer_norm_eps
+        self.heads = shape.num_attention_heads
+        self.words = nn.Embedding(shape.vocab_size, width)
+        self.positions = nn.Embedding(shape.max_position_embeddings, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.layers = nn.ModuleList(
+            TextLayer(shape, image_width) for _ in range(shape.num_hidden_layers)
+        )
+        self.transform = GeluLinear(width, width)
+        self.norm_transform = nn.LayerNorm(width, eps=eps)
+        # Its weight is that of `words`.
+        self.vocabulary = nn.Linear(width, shape.vocab_size)
+
+    def look(self, states: Tensor, slots: int) -> Cache:
+        """Project image states `[B, N, W]` once for all that is to be generated from them."""
+        cache = Cache([], [], [], [])
+        for layer in cast(Iterable[TextLayer], self.layers):
+            key, value = split_heads(layer.image_key_value(states), 2, self.heads)
+            cache.image_keys.append(key)
+            cache.image_values.append(value)
+            for part in (cache.token_keys, cache.token_values):
+                part.append(key.new_zeros(*key.shape[:2], slots, key.shape[3]))
+        return cache
+
+    def forward(self, tokens: Tokens, cache: Cache) -> Tensor:
+        """Read tokens, write their keys and values into the cache, and return `[B, Q, W]`."""
+        x: Tensor = self.norm(self.words(tokens.ids) + self.positions(tokens.positions))
+        for index, layer in enumerate(self.layers):
+            x = layer(x, tokens, cache, index)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """`[…, W]` to float32 `[…, V]`: transformers chooses tokens in float32 in every type."""
+        out: Tensor = self.vocabulary(self.norm_transform(self.transform(x)))
+        return out.float()
+
+
+class TextLayer(nn.Module):
+    """Attention to earlier tokens, to the image, and a perceptron, each normalised after."""
+
+    def __init__(self, shape: TextArchitecture, image_width: int) -> None:
+        """One of the decoder's."""
+        super().__init__()
+        width, eps = shape.hidden_size, shape.layer_norm_eps
+        self.heads = shape.num_attention_heads
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attended = nn.Linear(width, width)
+        self.norm_attention = nn.LayerNorm(width, eps=eps)
+        self.image_query = nn.Linear(width, width)
+        self.image_key_value = nn.Linear(image_width, 2 * width)
+        self.image_attended = nn.Linear(width, width)
+        self.norm_image = nn.LayerNorm(width, eps=eps)
+        self.inner = GeluLinear(width, shape.intermediate_size)
+        self.outer = nn.Linear(shape.intermediate_size, width)
+        self.norm_perceptron = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, x: Tensor, tokens: Tokens, cache: Cache, index: int) -> Tensor:
+        """`[B, Q, W]` to the same; `index` is this layer's in the cache."""
+        query, key, value = split_heads(self.query_key_value(x), 3, self.heads)
+        keys = cache.token_keys[index].index_copy_(2, tokens.slots, key)[:, :, : tokens.used]
+        values = cache.token_values[index].index_copy_(2, tokens.slots, value)[:, :, : tokens.used]
+        seen = functional.scaled_dot_product_attention(query, keys, values, attn_mask=tokens.mask)
+        x = self.norm_attention(self.attended(join_heads(seen)) + x)
+        (query,) = split_heads(self.image_query(x), 1, self.heads)
+        seen = functional.scaled_dot_product_attention(
+            query, cache.image_keys[index], cache.image_values[index]
+        )
+        x = self.norm_image(self.image_attended(join_heads(seen)) + x)
+        out: Tensor = self.norm_perceptron(self.outer(self.inner(x)) + x)
+        return out
+
+
+class Blip(nn.Module):
+    """Both halves."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        """`architecture` as config.json gives it."""
+        super().__init__()
+        self.vision = VisionEncoder(architecture.vision)
+        self.text = TextDecoder(architecture.text, architecture.vision.hidden_size)
+
+
+def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """`[B, Q, parts × W]` to as many views `[B, H, Q, D]`."""
+    images, queries, width = x.shape
+    split = x.view(images, queries, parts, heads, width // parts // heads)
+    return split.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """`[B, H, Q, D]` to `[B, Q, W]`."""
+    return x.transpose(1, 2).flatten(2)

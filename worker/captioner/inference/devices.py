@@ -1,0 +1,71 @@
+"""Where a model runs, and in which floating-point type."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from captioner.errors import ModelLoadError
+
+_DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda` or `cuda:N` stands for here.
+
+    Raises:
+        ModelLoadError: the name is another, or there is no such CUDA device.
+    """
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is None:
+        raise ModelLoadError(
+            f"device must be auto, cpu, cuda or cuda:N (CAPTIONER_MODEL__DEVICE), not {name!r}"
+        )
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and count == 0):
+        return torch.device("cpu")
+    index = int(name.partition(":")[2] or 0)
+    if index >= count:
+        raise ModelLoadError(
+            f"device {name!r} asked for, but PyTorch {torch.__version__} sees {count} CUDA "
+            "devices; set CAPTIONER_MODEL__DEVICE=cpu, or install PyTorch for CUDA and its driver"
+        )
+    return torch.device("cuda", index)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type that `auto` or a type's name stands for on a device.
+
+    Raises:
+        ModelLoadError: there is no such type.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.float16
+        return torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32
+    if name not in _DTYPES:
+        raise ModelLoadError(
+            f"dtype must be auto or one of {', '.join(_DTYPES)} (CAPTIONER_MODEL__DTYPE), "
+            f"not {name!r}"
+        )
+    return _DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float16` for `torch.float16`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """True on CPUs with AMX or AVX512-BF16; elsewhere bfloat16 is emulated, and far slower.
+
+    `torch.ops.mkldnn._is_mkldnn_bf16_supported()` does not tell: it is true of every AVX-512.
+    """
+    # Older PyTorch does not have this question: float32 is right everywhere.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
+    return bool(capabilities.get("avx512_bf16")) or bool(capabilities.get("amx_bf16"))

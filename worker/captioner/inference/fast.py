@@ -1,0 +1,183 @@
+"""The fast backend: batches of images through our own BLIP, with transformers' results."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captioner.domain import ModelInfo
+from captioner.errors import ErrorCode, JobError, describe
+from captioner.inference.acceleration import accelerate
+from captioner.inference.captioner import (
+    GeneratedCaption,
+    check_groups,
+    options_per_image,
+)
+from captioner.inference.checkpoint import Checkpoint
+from captioner.inference.decoding import Generated, Request
+from captioner.inference.devices import dtype_name
+from captioner.inference.fused_weights import PIXEL_ZERO, folds_normalisation, load_blip
+from captioner.inference.generate import generate
+from captioner.inference.pixels import Picture, normalise, resize
+from captioner.inference.tokenizer import load_tokenizer
+from captioner.options import GenerationOptions
+
+#: Images encoded at once; more gain nothing, and their activations would fill the memory.
+_ENCODED_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One caption to be made."""
+
+    #: uint8 `[side, side, 3]` per picture.
+    pixels: list[NDArray[np.uint8]]
+    prompt: tuple[int, ...]
+    options: GenerationOptions
+    seed: int
+
+
+class FastCaptioner:
+    """A resident BLIP behind the `Captioner` interface."""
+
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
+        """Load the model onto the device.
+
+        Raises:
+            ModelLoadError: it cannot be read, or does not fit the device's memory.
+        """
+        self._text, self._pixels = checkpoint.architecture.text, checkpoint.pixels
+        self._tokenizer = load_tokenizer(checkpoint.folder, self._text)
+        self._device, self._dtype = device, dtype
+        model = load_blip(checkpoint, device, dtype)
+        self._runner = accelerate(model)
+        self._model = model
+        self._closed = False
+        self._info = ModelInfo(
+            id=checkpoint.model_id,
+            revision=checkpoint.revision,
+            dtype=dtype_name(dtype),
+            device=str(device),
+            backend="fast",
+            image_size=checkpoint.pixels.size,
+        )
+
+    @property
+    def info(self) -> ModelInfo:
+        """Which model this is, as stamped on results."""
+        return self._info
+
+    def check(self, options: GenerationOptions) -> None:
+        """See `Captioner.check`."""
+        self._tokenizer.prompt_ids(options)
+
+    def generate(
+        self,
+        images: Sequence[Picture],
+        options: GenerationOptions | Sequence[GenerationOptions],
+    ) -> list[list[GeneratedCaption]]:
+        """See `Captioner.generate`."""
+        return self.generate_joint([[image] for image in images], options)
+
+    def generate_joint(
+        self,
+        groups: Sequence[Sequence[Picture]],
+        options: GenerationOptions | Sequence[GenerationOptions],
+    ) -> list[list[GeneratedCaption]]:
+        """See `Captioner.generate_joint`."""
+        if self._closed:
+            raise RuntimeError("this captioner is closed")
+        check_groups(groups)
+        each = options_per_image(options, len(groups))
+        # Every prompt before the first picture: what is refused costs nothing.
+        prompts = [self._tokenizer.prompt_ids(one) for one in each]
+        jobs = [
+            _Job(
+                pixels=[resize(picture, self._pixels.size) for picture in group],
+                prompt=prompt,
+                options=one,
+                seed=secrets.randbits(63) if one.seed is None else one.seed,
+            )
+            for group, prompt, one in zip(groups, prompts, each, strict=True)
+        ]
+        with torch.inference_mode():
+            return self._caption(jobs) if jobs else []
+
+    def close(self) -> None:
+        """See `Captioner.close`."""
+        if not self._closed:
+            del self._runner, self._model
+            self._closed = True
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _caption(self, jobs: Sequence[_Job]) -> list[list[GeneratedCaption]]:
+        """Caption all at once, or half by half where the device has too little memory."""
+        try:
+            return self._caption_at_once(jobs)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = describe(error)
+        # Not within `except`: there the error still holds the memory that was too much.
+        if self._device.type == "cuda":
+            self._runner.release()
+            torch.cuda.empty_cache()
+        if len(jobs) == 1:
+            raise JobError(ErrorCode.OUT_OF_MEMORY, f"{self._device} is full: {reason}")
+        half = len(jobs) // 2
+        return self._caption(jobs[:half]) + self._caption(jobs[half:])
+
+    def _caption_at_once(self, jobs: Sequence[_Job]) -> list[list[GeneratedCaption]]:
+        requests: list[Request] = []
+        pixels: list[NDArray[np.uint8]] = []
+        for job in jobs:
+            images = tuple(range(len(pixels), len(pixels) + len(job.pixels)))
+            requests.append(Request(images, job.prompt, job.options, job.seed))
+            pixels += job.pixels
+        states = self._encode(pixels)
+        results = generate(
+            self._model.text, self._runner, states, requests, self._text.sep_token_id
+        )
+        return [
+            [self._caption_of(job.prompt, one) for one in generated]
+            for job, generated in zip(jobs, results, strict=True)
+        ]
+
+    def _encode(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """The image states, `[len(pixels), N, W]`."""
+        parts = [
+            self._model.vision(self._input(pixels[start : start + _ENCODED_AT_ONCE]))
+            for start in range(0, len(pixels), _ENCODED_AT_ONCE)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _input(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """What the encoder takes: `[B, 3, side, side]`."""
+        if folds_normalisation(self._dtype):
+            batch = torch.from_numpy(np.stack(pixels)).to(self._device).to(self._dtype)
+            return (batch - PIXEL_ZERO).permute(0, 3, 1, 2)
+        normal = np.stack([normalise(one, self._pixels) for one in pixels])
+        return torch.from_numpy(normal).to(self._device, self._dtype)
+
+    def _caption_of(self, prompt: tuple[int, ...], generated: Generated) -> GeneratedCaption:
+        tokens = generated.tokens
+        words = tokens[:-1] if tokens[-1] == self._text.sep_token_id else tokens
+        return GeneratedCaption(
+            text=self._tokenizer.decode((*prompt, *words)),
+            continuation=self._tokenizer.decode(words),
+            token_ids=words,
+            score=generated.log_probability / len(tokens),
+            beam_score=generated.beam_score,
+        )
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """True where a device says so in the type, and the CPU's allocator in the text."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,0 +1,159 @@
+"""From a checkpoint's tensors to ours: other names, and matrices that act on the same input joined.
+
+A product with one joined matrix is the products with its parts, number by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from captioner.errors import ModelLoadError, describe
+from captioner.inference.architecture import Architecture
+from captioner.inference.blip import Blip
+from captioner.inference.checkpoint import Checkpoint
+from captioner.inference.pixels import PixelSettings
+
+#: What uint8 pixels are moved by where normalisation is folded into the patch projection: integers
+#: around 0 are exact in both half types, and products with them round no more than with
+#: normalised pixels.
+PIXEL_ZERO = 128
+
+_VISION_LAYER = {
+    "norm_attention": ["layer_norm1"],
+    "query_key_value": ["self_attn.qkv"],
+    "attended": ["self_attn.projection"],
+    "norm_perceptron": ["layer_norm2"],
+    "inner": ["mlp.fc1"],
+    "outer": ["mlp.fc2"],
+}
+_TEXT_LAYER = {
+    "query_key_value": [f"attention.self.{part}" for part in ("query", "key", "value")],
+    "attended": ["attention.output.dense"],
+    "norm_attention": ["attention.output.LayerNorm"],
+    "image_query": ["crossattention.self.query"],
+    "image_key_value": [f"crossattention.self.{part}" for part in ("key", "value")],
+    "image_attended": ["crossattention.output.dense"],
+    "norm_image": ["crossattention.output.LayerNorm"],
+    "inner": ["intermediate.dense"],
+    "outer": ["output.dense"],
+    "norm_perceptron": ["output.LayerNorm"],
+}
+_EMBEDDINGS = "text_decoder.bert.embeddings"
+_HEAD = "text_decoder.cls.predictions"
+
+
+def sources(architecture: Architecture) -> dict[str, list[str]]:
+    """Per tensor of `Blip`, those of the checkpoint that follow each other in it."""
+    vision, text = architecture.vision, architecture.text
+    names = {
+        "vision.class_token": ["vision_model.embeddings.class_embedding"],
+        "vision.positions": ["vision_model.embeddings.position_embedding"],
+        **_with_bias("vision.patches", ["vision_model.embeddings.patch_embedding"]),
+        **_with_bias("vision.norm", ["vision_model.post_layernorm"]),
+        "text.words.weight": [f"{_EMBEDDINGS}.word_embeddings.weight"],
+        "text.positions.weight": [f"{_EMBEDDINGS}.position_embeddings.weight"],
+        **_with_bias("text.norm", [f"{_EMBEDDINGS}.LayerNorm"]),
+        **_with_bias("text.transform", [f"{_HEAD}.transform.dense"]),
+        **_with_bias("text.norm_transform", [f"{_HEAD}.transform.LayerNorm"]),
+        "text.vocabulary.bias": [f"{_HEAD}.bias"],
+    }
+    for ours, theirs, layers, parts in (
+        ("vision", "vision_model.encoder.layers", vision.num_hidden_layers, _VISION_LAYER),
+        ("text", "text_decoder.bert.encoder.layer", text.num_hidden_layers, _TEXT_LAYER),
+    ):
+        for index in range(layers):
+            for part, joined in parts.items():
+                names |= _with_bias(
+                    f"{ours}.layers.{index}.{part}", [f"{theirs}.{index}.{name}" for name in joined]
+                )
+    return names
+
+
+def _with_bias(ours: str, theirs: list[str]) -> dict[str, list[str]]:
+    return {f"{ours}.{kind}": [f"{name}.{kind}" for name in theirs] for kind in ("weight", "bias")}
+
+
+def load_blip(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Blip:
+    """Build the model and read its weights onto the device, in the given type.
+
+    In a half type the patch projection takes uint8 pixels less `PIXEL_ZERO`, in float32 and
+    float64 normalised ones.
+
+    Raises:
+        ModelLoadError: a file cannot be read, or the device has too little memory.
+    """
+    try:
+        with torch.device("meta"):
+            model = Blip(checkpoint.architecture)
+        weights = _read(checkpoint, device, dtype)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = "does not fit" if isinstance(error, torch.OutOfMemoryError) else "cannot be put on"
+        raise ModelLoadError(
+            f"the model {checkpoint.model_id!r} {reason} {device}: {describe(error)}"
+        ) from None
+    model.load_state_dict(weights, assign=True)
+    model.text.vocabulary.weight = model.text.words.weight
+    return model.requires_grad_(requires_grad=False).eval()
+
+
+def _read(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        files: Mapping[Path, Any] = {  # safetensors' own class is untyped
+            path: stack.enter_context(safe_open(path, framework="pt", device=str(device)))
+            for path in set(checkpoint.weights.values())
+        }
+
+        def stored(name: str) -> Tensor:
+            tensor: Tensor = files[checkpoint.weights[name]].get_tensor(name)
+            return tensor
+
+        for ours, theirs in sources(checkpoint.architecture).items():
+            weights[ours] = _join(stored(name).to(dtype) for name in theirs)
+        patches = "vision_model.embeddings.patch_embedding"
+        weight, bias = stored(f"{patches}.weight"), stored(f"{patches}.bias")
+    if folds_normalisation(dtype):
+        weight, bias = fold_normalisation(weight, bias, checkpoint.pixels)
+    weights["vision.patches.weight"] = weight.flatten(1).to(dtype)
+    weights["vision.patches.bias"] = bias.to(dtype)
+    for name in ("vision.class_token", "vision.positions"):
+        weights[name] = weights[name].squeeze(0).squeeze(0)
+    weights["text.vocabulary.weight"] = weights["text.words.weight"]
+    return weights
+
+
+def _join(parts: Iterable[Tensor]) -> Tensor:
+    joined = list(parts)
+    return joined[0] if len(joined) == 1 else torch.cat(joined)
+
+
+def folds_normalisation(dtype: torch.dtype) -> bool:
+    """True where the model takes uint8 pixels: float32 and float64 are exact, and fold nothing."""
+    return dtype in (torch.float16, torch.bfloat16)
+
+
+def fold_normalisation(
+    weight: Tensor, bias: Tensor, settings: PixelSettings
+) -> tuple[Tensor, Tensor]:
+    """Let the patch projection take uint8 pixels less `PIXEL_ZERO` instead of normalised ones.
+
+    Args:
+        weight: `[W, 3, patch, patch]`.
+        bias: `[W]`.
+        settings: the checkpoint's.
+
+    Returns:
+        Both in float64, of the same shapes.
+    """
+    mean = torch.tensor(settings.mean, dtype=torch.float64, device=weight.device).view(3, 1, 1)
+    std = torch.tensor(settings.std, dtype=torch.float64, device=weight.device).view(3, 1, 1)
+    scaled = weight.double() / std
+    shift = PIXEL_ZERO * settings.rescale_factor - mean
+    return scaled * settings.rescale_factor, bias.double() + (scaled * shift).sum((1, 2, 3))
