@@ -40,7 +40,7 @@ WIDTH: Final = 128
 WEIGHT_SPREAD: Final = 0.06
 """Standard deviation of the first weights: BLIP's 0.02 is for widths of 768 and more."""
 BATCH: Final = 64
-STEPS: Final = 4000
+STEPS: Final = 6500
 PEAK_RATE: Final = 1.5e-3
 WARM_UP: Final = 0.05
 AVERAGING: Final = 0.998
