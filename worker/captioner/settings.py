@@ -82,7 +82,9 @@ class ModelSettings(Section):
         "auto",
         description="auto: float16 on CUDA, bfloat16 on CPUs made for it, else float32.",
     )
-    backend: Literal["transformers"] = Field("transformers", description="What runs the model.")
+    backend: Literal["fast", "transformers"] = Field(
+        "fast", description="What runs the model; transformers is the reference, and slow."
+    )
 
 
 class GenerationSettings(Section):

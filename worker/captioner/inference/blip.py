@@ -135,7 +135,7 @@ class TextDecoder(nn.Module):
         )
         self.transform = GeluLinear(width, width)
         self.norm_transform = nn.LayerNorm(width, eps=eps)
-        # Its weight is that of `words`.
+        # Its weight is that of `words`, in float32 where that is a half type: see `logits`.
         self.vocabulary = nn.Linear(width, shape.vocab_size)
 
     def look(self, states: Tensor, slots: int) -> Cache:
@@ -157,8 +157,13 @@ class TextDecoder(nn.Module):
         return x
 
     def logits(self, x: Tensor) -> Tensor:
-        """`[…, W]` to float32 `[…, V]`: transformers chooses tokens in float32 in every type."""
-        out: Tensor = self.vocabulary(self.norm_transform(self.transform(x)))
+        """`[…, W]` to float32 `[…, V]`: transformers chooses tokens in float32 in every type.
+
+        In a half type the last product is float32, too. Its sums rounded to 8 bits would tie words
+        that are not tied, and flip more captions than transformers does.
+        """
+        x = self.norm_transform(self.transform(x))
+        out: Tensor = self.vocabulary(x.to(self.vocabulary.weight.dtype))
         return out.float()
 
 

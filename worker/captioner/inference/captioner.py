@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from captioner.inference.pixels import Picture
 
 #: What can run a model; the first is the default.
-BACKENDS = ("transformers", "fast")
+BACKENDS = ("fast", "transformers")
 #: Frames that one caption may be made of.
 MAX_JOINT_FRAMES = 32
 
@@ -133,17 +133,21 @@ def load_captioner(
         raise SettingsError(
             f"unknown backend {backend!r} (CAPTIONER_MODEL__BACKEND); known: {', '.join(BACKENDS)}"
         )
-    # Imported here: torch and transformers take seconds, and command lines need only the names.
+    # Imported here: torch takes seconds, transformers more, and command lines need only the names.
     from captioner.inference.checkpoint import open_checkpoint
     from captioner.inference.devices import resolve_device, resolve_dtype
-    from captioner.inference.fast import FastCaptioner
-    from captioner.inference.reference import ReferenceCaptioner
 
     # These first: a wrong one must not cost a download.
     place = resolve_device(device)
     precision = resolve_dtype(dtype, place)
-    kind = ReferenceCaptioner if backend == "transformers" else FastCaptioner
-    return kind(open_checkpoint(model_id, revision), device=place, dtype=precision)
+    checkpoint = open_checkpoint(model_id, revision)
+    if backend == "transformers":
+        from captioner.inference.reference import ReferenceCaptioner
+
+        return ReferenceCaptioner(checkpoint, device=place, dtype=precision)
+    from captioner.inference.fast import FastCaptioner
+
+    return FastCaptioner(checkpoint, device=place, dtype=precision)
 
 
 def check_groups(groups: Sequence[Sequence[Picture]]) -> None:

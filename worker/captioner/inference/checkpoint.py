@@ -54,10 +54,15 @@ def open_checkpoint(model_id: str, revision: str | None = None) -> Checkpoint:
         )
     if folder is None:
         folder = fetch_snapshot(model_id, revision)
-    architecture = read_architecture(read_json(folder / "config.json"))
-    pixels = read_pixel_settings(_read_processor(folder), architecture.vision.image_size)
-    files = weight_files(folder)
-    weights = check_weights(files, architecture)
+    try:
+        architecture = read_architecture(read_json(folder / "config.json"))
+        pixels = read_pixel_settings(_read_processor(folder), architecture.vision.image_size)
+        files = weight_files(folder)
+        weights = check_weights(files, architecture)
+    except ModelLoadError as error:
+        if str(folder) in str(error):
+            raise
+        raise ModelLoadError(f"the model in {folder} cannot be used: {error}") from None
     return Checkpoint(
         model_id=model_id,
         folder=folder,

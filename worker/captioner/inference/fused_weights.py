@@ -62,6 +62,7 @@ def sources(architecture: Architecture) -> dict[str, list[str]]:
         **_with_bias("text.norm", [f"{_EMBEDDINGS}.LayerNorm"]),
         **_with_bias("text.transform", [f"{_HEAD}.transform.dense"]),
         **_with_bias("text.norm_transform", [f"{_HEAD}.transform.LayerNorm"]),
+        "text.vocabulary.weight": [f"{_EMBEDDINGS}.word_embeddings.weight"],
         "text.vocabulary.bias": [f"{_HEAD}.bias"],
     }
     for ours, theirs, layers, parts in (
@@ -99,7 +100,8 @@ def load_blip(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) 
             f"the model {checkpoint.model_id!r} {reason} {device}: {describe(error)}"
         ) from None
     model.load_state_dict(weights, assign=True)
-    model.text.vocabulary.weight = model.text.words.weight
+    if model.text.vocabulary.weight.dtype == model.text.words.weight.dtype:
+        model.text.vocabulary.weight = model.text.words.weight
     return model.requires_grad_(requires_grad=False).eval()
 
 
@@ -115,8 +117,15 @@ def _read(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> d
             tensor: Tensor = files[checkpoint.weights[name]].get_tensor(name)
             return tensor
 
-        for ours, theirs in sources(checkpoint.architecture).items():
+        all_sources = sources(checkpoint.architecture)
+        for ours, theirs in all_sources.items():
             weights[ours] = _join(stored(name).to(dtype) for name in theirs)
+        # Read again rather than converted back: the file may hold more than half types can.
+        head_dtype = torch.promote_types(dtype, torch.float32)
+        for kind in ("weight", "bias"):
+            name = f"text.vocabulary.{kind}"
+            (source,) = all_sources[name]
+            weights[name] = stored(source).to(head_dtype)
         patches = "vision_model.embeddings.patch_embedding"
         weight, bias = stored(f"{patches}.weight"), stored(f"{patches}.bias")
     if folds_normalisation(dtype):
@@ -125,7 +134,6 @@ def _read(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> d
     weights["vision.patches.bias"] = bias.to(dtype)
     for name in ("vision.class_token", "vision.positions"):
         weights[name] = weights[name].squeeze(0).squeeze(0)
-    weights["text.vocabulary.weight"] = weights["text.words.weight"]
     return weights
 
 

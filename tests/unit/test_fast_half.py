@@ -1,0 +1,91 @@
+"""Half precision: differences are near-ties, and no more of them than transformers has itself."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from captioner.inference import GenerationOptions, load_captioner
+from captioner.inference.blip import Tokens
+from checkpoints import DEC, random_picture, save_tiny_blip
+
+PICTURES = [random_picture(seed) for seed in range(48)]
+GREEDY = GenerationOptions(num_beams=1, max_new_tokens=10)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_blip(tmp_path_factory.mktemp("tiny"))
+
+
+def load(folder: Path, backend: str, dtype: str) -> Any:
+    return load_captioner(str(folder), device="cpu", dtype=dtype, backend=backend)
+
+
+def greedy(captioner: Any) -> list[tuple[int, ...]]:
+    return [one[0].token_ids for one in captioner.generate(PICTURES, GREEDY)]
+
+
+def teacher_forced(fast: Any, picture: Any, ids: list[int]) -> torch.Tensor:
+    """Our logits `[len(ids), V]` after each of these ids, none of them our own choice."""
+    from captioner.inference.pixels import resize
+
+    with torch.inference_mode():
+        states = fast._encode([resize(picture, fast._pixels.size)])
+        decoder, length = fast._model.text, len(ids)
+        cache = decoder.look(states, length)
+        mask = torch.full((1, 1, length, length), float("-inf"), dtype=states.dtype).triu(1)
+        slots = torch.arange(length)
+        tokens = Tokens(torch.tensor([ids]), slots[None], slots, length, mask)
+        logits: torch.Tensor = decoder.logits(decoder(tokens, cache))[0]
+    return logits
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_divergence_is_a_near_tie(checkpoint: Path, dtype: str) -> None:
+    exact, half = load(checkpoint, "fast", "float32"), load(checkpoint, "fast", dtype)
+    wanted, ours = greedy(exact), greedy(half)
+    for picture, right, mine in zip(PICTURES, wanted, ours, strict=True):
+        if right == mine:
+            continue
+        step = next(
+            (k for k, (a, b) in enumerate(zip(right, mine, strict=False)) if a != b),
+            min(len(right), len(mine)),
+        )
+        ids = [DEC, *right[:step]]
+        logits = teacher_forced(exact, picture, ids)
+        error = (teacher_forced(half, picture, ids) - logits)[-1].abs().max()
+        best, second = logits[-1].topk(2).values
+        assert best - second < 2 * error
+
+
+def test_there_are_no_more_divergences_than_transformers_has(tmp_path: Path) -> None:
+    """Counted over ten models: with few pictures the numbers say nothing."""
+    ours = theirs = 0
+    for seed in range(1, 11):
+        folder = save_tiny_blip(tmp_path / str(seed), seed=seed)
+        wanted = greedy(load(folder, "fast", "float32"))
+        for backend in ("fast", "transformers"):
+            found = greedy(load(folder, backend, "bfloat16"))
+            flips = sum(a != b for a, b in zip(wanted, found, strict=True))
+            ours, theirs = (ours + flips, theirs) if backend == "fast" else (ours, theirs + flips)
+    assert theirs > 10
+    # One standard deviation of such counts: they are random, though the same in every run.
+    assert ours <= theirs + math.sqrt(theirs)
+
+
+def test_teacher_forced_logits_are_as_near_to_float32_as_the_type_allows(
+    checkpoint: Path,
+) -> None:
+    exact, half = load(checkpoint, "fast", "float32"), load(checkpoint, "fast", "bfloat16")
+    ids = [DEC, 5, 9, 17, 30]
+    for picture in PICTURES[:8]:
+        right, mine = teacher_forced(exact, picture, ids), teacher_forced(half, picture, ids)
+        # bfloat16 has 8 bits; the logits are sums over a few layers of such numbers.
+        scale = 2**-8 * right.abs().max()
+        assert (mine - right).abs().max() < 16 * scale
+        assert (mine - right).abs().mean() < 4 * scale
