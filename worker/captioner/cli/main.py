@@ -8,14 +8,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import click
 import typer
 
 from captioner import __version__
 from captioner.cli import caption, db, demo, jobs, plugins, worker
 from captioner.errors import CaptionerError, InvalidRequestError, SettingsError
+
+#: A command that cannot be understood. Typer has its own copy of click's classes and exports only
+#: this one's heir.
+UsageError: type[Any] = typer.BadParameter.__bases__[0]
 
 #: What the extra `worker` brings; a site that only submits does without.
 WORKER_MODULES = frozenset(
@@ -66,11 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     try:
         code = app(args=arguments, standalone_mode=False)
-    except click.UsageError as error:
+    except UsageError as error:
         where = error.ctx.command_path if error.ctx else "captioner"
-        _fail(f"{error.format_message()} See: {where} --help", 2)
-    except click.ClickException as error:
-        _fail(error.format_message(), 2)
+        problem = error.format_message().replace("Value error, ", "")
+        _fail(f"{problem.rstrip('.')}. See: {where} --help", 2)
     except (SettingsError, InvalidRequestError) as error:
         _fail(str(error), 2)
     except CaptionerError as error:
@@ -79,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if error.name not in WORKER_MODULES:
             raise
         _fail(f"this needs {error.name}; run: pip install 'captioner[worker]'", 2)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except BrokenPipeError:
         # The reader of a pipe went away, as `head` does; Python would complain once more at exit.
