@@ -36,7 +36,7 @@ def teacher_forced(fast: Any, picture: Any, ids: list[int]) -> torch.Tensor:
 
     with torch.inference_mode():
         states = fast._encode([resize(picture, fast._pixels.size)])
-        decoder, length = fast._model.text, len(ids)
+        decoder, length = fast.model.text, len(ids)
         cache = decoder.look(states, length)
         mask = torch.full((1, 1, length, length), float("-inf"), dtype=states.dtype).triu(1)
         slots = torch.arange(length)
@@ -64,9 +64,9 @@ def test_every_divergence_is_a_near_tie(checkpoint: Path, dtype: str) -> None:
 
 
 def test_there_are_no_more_divergences_than_transformers_has(tmp_path: Path) -> None:
-    """Counted over ten models: with few pictures the numbers say nothing."""
+    """Counted over twenty models: with few pictures the numbers say nothing."""
     ours = theirs = 0
-    for seed in range(1, 11):
+    for seed in range(11, 31):
         folder = save_tiny_blip(tmp_path / str(seed), seed=seed)
         wanted = greedy(load(folder, "fast", "float32"))
         for backend in ("fast", "transformers"):

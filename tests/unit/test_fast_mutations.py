@@ -25,21 +25,21 @@ Mutation = Callable[[Any, pytest.MonkeyPatch], None]
 
 
 def drop_bias(fast: Any, patch: pytest.MonkeyPatch) -> None:
-    fast._model.text.layers[1].attended.bias.zero_()
+    fast.model.text.layers[1].attended.bias.zero_()
 
 
 def drop_query_bias(fast: Any, patch: pytest.MonkeyPatch) -> None:
-    joined = fast._model.vision.layers[0].query_key_value
+    joined = fast.model.vision.layers[0].query_key_value
     joined.bias[: joined.out_features // 3].zero_()
 
 
 def swap_key_and_value(fast: Any, patch: pytest.MonkeyPatch) -> None:
-    layer = fast._model.text.layers[0].image_key_value
+    layer = fast.model.text.layers[0].image_key_value
     layer.weight.copy_(layer.weight.roll(layer.out_features // 2, 0))
 
 
 def next_position(fast: Any, patch: pytest.MonkeyPatch) -> None:
-    positions = fast._model.text.positions.weight
+    positions = fast.model.text.positions.weight
     positions.copy_(positions.roll(-1, 0))
 
 
@@ -51,7 +51,7 @@ def tanh_gelu(fast: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 def paper_epsilon(fast: Any, patch: pytest.MonkeyPatch) -> None:
-    for layer in fast._model.vision.layers:
+    for layer in fast.model.vision.layers:
         layer.norm_attention.eps = 1e-6
 
 

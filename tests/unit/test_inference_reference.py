@@ -228,7 +228,7 @@ def test_the_checkpoints_own_generation_settings_are_ignored(
     write_json(folder / "generation_config.json", {**settings, "do_sample": True, "top_k": 1})
     # Files before transformers 5 have them among the text settings.
     change_json(folder / "config.json", lambda value: value["text_config"].update(settings))
-    other = load_captioner(str(folder), device="cpu", dtype="float32")
+    other = load_captioner(str(folder), device="cpu", dtype="float32", backend="transformers")
     for options in (_GREEDY, GenerationOptions(), _SAMPLED):
         assert other.generate(_IMAGES, options) == captioner.generate(_IMAGES, options)
 
@@ -329,7 +329,7 @@ def test_info_names_the_model(captioner: Captioner, folder: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_other_types_caption_too(folder: Path, captioner: Captioner, dtype: str) -> None:
-    other = load_captioner(str(folder), device="cpu", dtype=dtype)
+    other = load_captioner(str(folder), device="cpu", dtype=dtype, backend="transformers")
     assert other.info.dtype == dtype
     results = other.generate(_IMAGES, GenerationOptions(max_new_tokens=6))
     assert all(np.isfinite(result[0].score) for result in results)
@@ -339,7 +339,7 @@ def test_other_types_caption_too(folder: Path, captioner: Captioner, dtype: str)
 
 
 def test_closing_twice_is_fine_and_ends_it(folder: Path) -> None:
-    other = load_captioner(str(folder), device="cpu", dtype="float32")
+    other = load_captioner(str(folder), device="cpu", dtype="float32", backend="transformers")
     other.close()
     other.close()
     with pytest.raises(RuntimeError, match="closed"):

@@ -137,6 +137,7 @@ class TextDecoder(nn.Module):
         self.norm_transform = nn.LayerNorm(width, eps=eps)
         # Its weight is that of `words`, in float32 where that is a half type: see `logits`.
         self.vocabulary = nn.Linear(width, shape.vocab_size)
+        self.head_dtype = torch.float32
 
     def look(self, states: Tensor, slots: int) -> Cache:
         """Project image states `[B, N, W]` once for all that is to be generated from them."""
@@ -163,7 +164,7 @@ class TextDecoder(nn.Module):
         that are not tied, and flip more captions than transformers does.
         """
         x = self.norm_transform(self.transform(x))
-        out: Tensor = self.vocabulary(x.to(self.vocabulary.weight.dtype))
+        out: Tensor = self.vocabulary(x.to(self.head_dtype))
         return out.float()
 
 

@@ -44,7 +44,7 @@ class _Job:
 
 
 class FastCaptioner:
-    """A resident BLIP behind the `Captioner` interface."""
+    """A resident BLIP behind the `Captioner` interface; `model` is the model itself."""
 
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
         """Load the model onto the device.
@@ -57,7 +57,7 @@ class FastCaptioner:
         self._device, self._dtype = device, dtype
         model = load_blip(checkpoint, device, dtype)
         self._runner = accelerate(model)
-        self._model = model
+        self.model = model
         self._closed = False
         self._info = ModelInfo(
             id=checkpoint.model_id,
@@ -112,7 +112,7 @@ class FastCaptioner:
     def close(self) -> None:
         """See `Captioner.close`."""
         if not self._closed:
-            del self._runner, self._model
+            del self._runner, self.model
             self._closed = True
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -142,9 +142,7 @@ class FastCaptioner:
             requests.append(Request(images, job.prompt, job.options, job.seed))
             pixels += job.pixels
         states = self._encode(pixels)
-        results = generate(
-            self._model.text, self._runner, states, requests, self._text.sep_token_id
-        )
+        results = generate(self.model.text, self._runner, states, requests, self._text.sep_token_id)
         return [
             [self._caption_of(job.prompt, one) for one in generated]
             for job, generated in zip(jobs, results, strict=True)
@@ -153,13 +151,13 @@ class FastCaptioner:
     def _encode(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
         """The image states, `[len(pixels), N, W]`."""
         parts = [
-            self._model.vision(self._input(pixels[start : start + _ENCODED_AT_ONCE]))
+            self.model.vision(self.model_input(pixels[start : start + _ENCODED_AT_ONCE]))
             for start in range(0, len(pixels), _ENCODED_AT_ONCE)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _input(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """What the encoder takes: `[B, 3, side, side]`."""
+    def model_input(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """What the encoder takes of uint8 `[side, side, 3]` each: `[B, 3, side, side]`."""
         if folds_normalisation(self._dtype):
             batch = torch.from_numpy(np.stack(pixels)).to(self._device).to(self._dtype)
             return (batch - PIXEL_ZERO).permute(0, 3, 1, 2)

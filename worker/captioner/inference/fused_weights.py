@@ -100,7 +100,8 @@ def load_blip(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) 
             f"the model {checkpoint.model_id!r} {reason} {device}: {describe(error)}"
         ) from None
     model.load_state_dict(weights, assign=True)
-    if model.text.vocabulary.weight.dtype == model.text.words.weight.dtype:
+    model.text.head_dtype = model.text.vocabulary.weight.dtype
+    if model.text.head_dtype == model.text.words.weight.dtype:
         model.text.vocabulary.weight = model.text.words.weight
     return model.requires_grad_(requires_grad=False).eval()
 

@@ -34,7 +34,7 @@ class ReferenceCaptioner:
             ModelLoadError: it cannot be read, or does not fit the device's memory.
         """
         self._text = checkpoint.architecture.text
-        self._pixels = checkpoint.pixels
+        self.pixels = checkpoint.pixels
         self._tokenizer = load_tokenizer(checkpoint.folder, self._text)
         self._device, self._dtype = device, dtype
         self._model: BlipForConditionalGeneration | None = _load_model(checkpoint, device, dtype)
@@ -46,6 +46,28 @@ class ReferenceCaptioner:
             backend="transformers",
             image_size=checkpoint.pixels.size,
         )
+
+    @property
+    def model(self) -> BlipForConditionalGeneration:
+        """Transformers' own object."""
+        if self._model is None:
+            raise RuntimeError("this captioner is closed")
+        return self._model
+
+    @property
+    def start_id(self) -> int:
+        """[DEC]."""
+        return self._text.bos_token_id
+
+    def logits(self, image: Picture, ids: Sequence[int]) -> torch.Tensor:
+        """Logits `[len(ids), V]` in float32 after each of `ids`, none of them chosen here."""
+        states = self._encode(self.model, image)
+        row = torch.tensor([list(ids)], device=self._device)
+        output = self.model.text_decoder(
+            input_ids=row, attention_mask=torch.ones_like(row), encoder_hidden_states=states
+        )
+        logits: torch.Tensor = output.logits[0].float()
+        return logits
 
     @property
     def info(self) -> ModelInfo:
@@ -124,7 +146,7 @@ class ReferenceCaptioner:
 
     def _encode(self, model: BlipForConditionalGeneration, image: Picture) -> torch.Tensor:
         """The image states, `[1, patches + 1, width]`."""
-        pixels = normalise(resize(image, self._pixels.size), self._pixels)
+        pixels = normalise(resize(image, self.pixels.size), self.pixels)
         batch = torch.from_numpy(pixels)[None].to(self._device, self._dtype)
         # cuDNN rounds float32 convolutions to TF32 unless told not to; matrix products are exact.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
