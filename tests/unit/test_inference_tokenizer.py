@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from captioner.errors import ErrorCode, InvalidRequestError, JobError, ModelLoadError
@@ -83,6 +84,17 @@ def test_prompt_too_long_counts_start_prompt_and_new_tokens(tokenizer: CaptionTo
 def test_lone_surrogates_are_refused(tokenizer: CaptionTokenizer) -> None:
     with pytest.raises(InvalidRequestError, match="Unicode"):
         tokenizer.encode("a \ud800 dog")
+
+
+def test_truncation_and_padding_stored_in_the_file_change_no_prompt(tmp_path: Path) -> None:
+    save_tiny_blip(tmp_path)
+    path = str(tmp_path / "tokenizer.json")
+    stored = Tokenizer.from_file(path)
+    stored.enable_truncation(max_length=2)
+    stored.enable_padding(length=9)
+    stored.save(path)
+    prompt = "a picture of a dog"
+    assert load_tokenizer(tmp_path, _TEXT).encode(prompt) == (DEC, *_ids(prompt))
 
 
 def test_threads_may_tokenise_at_once(tokenizer: CaptionTokenizer) -> None:

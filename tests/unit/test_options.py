@@ -34,6 +34,7 @@ from captioner.options import PAPER, GenerationOptions
         ({"seed": -1}, "seed"),
         ({"prompt": 7}, "prompt"),
         ({"prompt": "a\x00b"}, "prompt"),
+        ({"prompt": "x" * 4097}, "prompt"),
         ({"beams": 3}, "beams"),
     ],
 )

@@ -13,6 +13,8 @@ from captioner.errors import InvalidRequestError
 #: The most new tokens and beams a request may ask for; both bound the memory of one image.
 MAX_NEW_TOKENS = 256
 MAX_BEAMS = 32
+#: Far more than any model's positions hold; refused before it is tokenised.
+MAX_PROMPT_CHARACTERS = 4_096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,10 @@ class GenerationOptions:
             raise InvalidRequestError(f"prompt must be text, not {type(self.prompt).__name__}")
         if self.prompt is not None and "\x00" in self.prompt:
             raise InvalidRequestError("prompt must not contain NUL characters")
+        if self.prompt is not None and len(self.prompt) > MAX_PROMPT_CHARACTERS:
+            raise InvalidRequestError(
+                f"prompt must have at most {MAX_PROMPT_CHARACTERS} characters"
+            )
         if not isinstance(self.do_sample, bool):
             raise InvalidRequestError(f"do_sample must be true or false, not {self.do_sample!r}")
         self._check_integers()
