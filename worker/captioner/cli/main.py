@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import typer
 
 from captioner import __version__
-from captioner.cli import caption, db, demo, jobs, plugins, worker
+from captioner.cli import bench, caption, db, demo, evaluate, jobs, plugins, worker
 from captioner.errors import CaptionerError, InvalidRequestError, SettingsError
 
 #: A command that cannot be understood. Typer has its own copy of click's classes and exports only
@@ -41,8 +41,10 @@ app.command("list")(jobs.list_jobs)
 app.command("wait")(jobs.wait)
 app.command("cancel")(jobs.cancel)
 app.command("caption")(caption.caption)
+app.command("evaluate")(evaluate.evaluate)
 app.command("plugins")(plugins.plugins)
 app.add_typer(db.app, name="db")
+app.add_typer(bench.app, name="bench")
 
 
 def _print_version(*, wanted: bool) -> None:

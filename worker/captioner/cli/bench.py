@@ -1,0 +1,307 @@
+"""`bench`: how fast, beside what, and whether it says the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import platformdirs
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from captioner.cli.environment import Device, Dtype, Model, settings_from
+from captioner.cli.output import console, progress_bar, remarks
+from captioner.logs import configure_logging
+from captioner.settings import Settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from captioner.inference.benchmark import Plan
+
+app = typer.Typer(help="Speed, measured.", no_args_is_help=True, rich_markup_mode=None)
+
+SCENE_SEED = 17
+#: Fewer say nothing of growth.
+LEAST_BATCHES = 30
+
+
+class Against(StrEnum):
+    """What there is to compare with."""
+
+    TRANSFORMERS = "transformers"
+
+
+@app.callback()
+def _group() -> None:
+    """Speed, measured."""
+
+
+def _numbers(text: str) -> str:
+    """Check a list such as 1,8,32."""
+    for part in text.split(","):
+        if not (part.strip().isdecimal() and 1 <= int(part) <= 4096):
+            raise typer.BadParameter(
+                f"{text!r} must be whole numbers from 1 to 4096 with commas between, such as 1,8,32"
+            )
+    return text
+
+
+def _parsed(text: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(map(int, text.split(","))))
+
+
+@app.command("model")
+def model(
+    context: typer.Context,
+    model_id: Model = None,
+    batch: Annotated[
+        str, typer.Option("--batch", callback=_numbers, metavar="N,…", help="Batch sizes.")
+    ] = "1,8,32",
+    beams: Annotated[
+        str, typer.Option("--beams", callback=_numbers, metavar="N,…", help="1 is greedy.")
+    ] = "1,3",
+    against: Annotated[
+        Against, typer.Option("--against", help="What to compare with.")
+    ] = Against.TRANSFORMERS,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the numbers here, too."),
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=1, max=256, help="New tokens, no fewer and no more.")
+    ] = 16,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Timed runs; the median counts.")
+    ] = 3,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Of every caption.")] = None,
+    encoder_batch: Annotated[
+        int, typer.Option("--encoder-batch", min=1, help="Batch of the encoder's own row.")
+    ] = 8,
+    device: Device = None,
+    dtype: Dtype = None,
+    *,
+    also_default: Annotated[
+        bool,
+        typer.Option("--also-default", help="Also transformers as it loads by default: float32."),
+    ] = False,
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights",
+            help="BLIP-large with random weights, 1.8 GB, made in the folder --model names, or in "
+            "the user's cache, where it is not there yet.",
+        ),
+    ] = False,
+    batches: Annotated[
+        int | None,
+        typer.Option(
+            "--batches",
+            min=LEAST_BATCHES,
+            help="Compare nothing: caption this many batches and tell whether memory grows.",
+        ),
+    ] = None,
+) -> None:
+    """Our BLIP beside transformers': how fast, and are the captions the same?
+
+    Same pictures, same number of tokens, both in one run in alternation, warm-up left out. Timed
+    is what lies between pixels of the model's size and tokens.
+    """
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise typer.BadParameter(f"--json: there is no folder {json_file.absolute().parent}")
+    if random_weights:
+        # A model that the environment names is for other commands, and no folder to write to.
+        source = context.get_parameter_source("model_id")
+        given = model_id if source is not None and source.name == "COMMANDLINE" else None
+        model_id = str(_random_weights(given))
+    settings = settings_from(model__id=model_id, model__device=device, model__dtype=dtype)
+    configure_logging(settings.log.model_copy(update={"level": "ERROR"}))
+    # Here, because the other commands run where the extra `worker` is not installed.
+    from captioner.inference.benchmark import Plan
+
+    plan = Plan(
+        batches=_parsed(batch),
+        beams=_parsed(beams),
+        tokens=tokens,
+        rounds=rounds,
+        prompt=prompt,
+        also_default=also_default,
+        encoder_batch=encoder_batch,
+    )
+    report = _report(settings, plan, against, batches)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    _print(report)
+
+
+def _random_weights(given: str | None) -> Path:
+    """Where the checkpoint is, made if it was not there."""
+    folder = platformdirs.user_cache_path("captioner") / "blip-large-random"
+    if given:
+        folder = Path(given).expanduser()
+        if not folder.absolute().parent.is_dir():
+            raise typer.BadParameter(
+                f"--random-weights: there is no folder {folder.absolute().parent} to make "
+                f"{folder.name} in"
+            )
+    from captioner.inference.benchmark import make_blip_large
+
+    with progress_bar() as progress:
+        task = progress.add_task("random weights", total=None)
+        made = make_blip_large(
+            folder, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    if made:
+        remarks.print(
+            f"random weights are in {escape(str(folder))}; remove the folder when you are done",
+            soft_wrap=True,
+        )
+    return folder
+
+
+def _report(
+    settings: Settings, plan: Plan, against: Against, batches: int | None
+) -> dict[str, Any]:
+    from captioner.inference.benchmark import compare, describe_hardware, describe_versions
+    from captioner.inference.checkpoint import open_checkpoint
+    from captioner.inference.devices import resolve_device, resolve_dtype
+
+    device = resolve_device(settings.model.device)
+    dtype = resolve_dtype(settings.model.dtype, device)
+    with remarks.status("checking the model"):
+        checkpoint = open_checkpoint(settings.model.id, settings.model.revision)
+    report = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": describe_hardware(device),
+        "versions": describe_versions(),
+        "model": {"id": checkpoint.model_id, "revision": checkpoint.revision},
+        "against": against.value,
+        "tokens": plan.tokens,
+        "rounds": plan.rounds,
+        "prompt": plan.prompt,
+        "rows": [],
+        "encoder": None,
+        "memory": None,
+    }
+    pictures = _pictures(plan.pictures)
+    if batches is not None:
+        return report | {"memory": _memory(settings, pictures, plan, batches)}
+    with _progress(plan.steps) as say:
+        return report | compare(checkpoint, device, dtype, pictures, plan, say)
+
+
+def _memory(settings: Settings, pictures: list[Image], plan: Plan, batches: int) -> dict[str, Any]:
+    from captioner.inference import load_captioner
+    from captioner.inference.benchmark import measure_memory
+
+    chosen = settings.model
+    captioner = load_captioner(
+        chosen.id,
+        revision=chosen.revision,
+        device=chosen.device,
+        dtype=chosen.dtype,
+        backend=chosen.backend,
+    )
+    try:
+        with _progress(batches) as say:
+            return measure_memory(captioner, pictures, plan, batches, say)
+    finally:
+        captioner.close()
+
+
+def _pictures(count: int) -> list[Image]:
+    """Drawn scenes, the same ones every time."""
+    from captioner.demo.scenes import draw, scenes
+
+    return [draw(scene) for scene in scenes(SCENE_SEED, count)]
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Callable[[str], None]]:
+    """Show what is going on: a bar on a terminal, elsewhere a line whenever that changes."""
+    with progress_bar() as progress:
+        task = progress.add_task("", total=steps)
+        begun: list[str] = []
+
+        def say(what: str) -> None:
+            if not remarks.is_terminal and what not in begun[-1:]:
+                remarks.print(what)
+            # What begins now ends what was before.
+            progress.update(task, description=what, advance=1 if begun else 0)
+            begun.append(what)
+
+        yield say
+
+
+def _print(report: dict[str, Any]) -> None:
+    hardware, versions = report["hardware"], report["versions"]
+    console.print(
+        f"{escape(hardware['gpu'] or hardware['cpu'])}, {hardware['threads']} threads; "
+        f"torch {versions['torch']}, transformers {versions['transformers']}; "
+        f"model {escape(report['model']['id'])}",
+        soft_wrap=True,
+    )
+    if report["rows"]:
+        _print_rows(report)
+    if encoder := report["encoder"]:
+        console.print(
+            f"encoder, batch {encoder['batch']}: {encoder['seconds']:.3f} s, floor "
+            f"{encoder['floor_seconds']:.3f} s (products {encoder['product_seconds']:.3f} s at "
+            f"{encoder['product_tflops_per_second']:.3g} TFLOP/s, attention "
+            f"{encoder['attention_seconds']:.3f} s): {encoder['share']:.0%} of the floor reached",
+            soft_wrap=True,
+        )
+    if memory := report["memory"]:
+        console.print(
+            f"{memory['batches']} batches: memory {_mib(memory['resident_bytes_early'])} early, "
+            f"{_mib(memory['resident_bytes_late'])} late, growth "
+            f"{_mib(memory['resident_bytes_growth'])}",
+            soft_wrap=True,
+        )
+
+
+def _print_rows(report: dict[str, Any]) -> None:
+    rows = report["rows"]
+    optional: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "default, s": ("default_seconds", "{:.3f}".format),
+        "default, times": ("default_ratio", "{:.2f}".format),
+        "memory": ("peak_memory_bytes", _mib),
+        "its memory": ("reference_peak_memory_bytes", _mib),
+    }
+    shown = {title: how for title, how in optional.items() if rows[0][how[0]] is not None}
+    table = Table(box=None, pad_edge=False)
+    titles = ["batch", "beams", "type", "seconds", report["against"], "times", "images/s", "top-1"]
+    for title in [*titles, "differ", "unexplained", *shown]:
+        table.add_column(title, justify="left" if title == "type" else "right", no_wrap=True)
+    for row in rows:
+        unexplained = row["unexplained_flips"]
+        table.add_row(
+            str(row["batch"]),
+            str(row["beams"]),
+            row["dtype"],
+            f"{row['seconds']:.3f}",
+            f"{row['reference_seconds']:.3f}",
+            f"[bold]{row['ratio']:.2f}[/]",
+            f"{row['images_per_second']:.2f}",
+            f"{row['teacher_forced_top1_agreement']:.2%}",
+            f"{row['flips']} ({row['reference_flips']})",
+            f"[red]{unexplained}[/]" if unexplained else "0",
+            *(write(row[key]) for key, write in shown.values()),
+        )
+    console.print(table)
+    console.print(
+        "seconds per batch, medians; times: how much faster; top-1: likeliest token as in float32, "
+        "along float32's captions; differ: captions other than float32's, ours "
+        f"({report['against']}' own); unexplained: those that rounding does not explain",
+        style="dim",
+    )
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:,.1f} MiB"

@@ -1,0 +1,173 @@
+"""The least time that the image encoder could take: its matrix products and its attention.
+
+Everything else (normalisation, GELU, sums, moving data) counts as nothing. Each product is measured
+at the model's own shape with every kernel that is at hand, and the fastest counts, so the floor is
+what this machine does, not what its maker promises.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from captioner.inference.architecture import VisionArchitecture
+from captioner.inference.benchmark.machine import timed
+from captioner.inference.benchmark.sides import Ours
+
+#: Rows, inputs and outputs of a matrix product.
+Shape = tuple[int, int, int]
+#: One way to compute something; what it returns is of no interest.
+Kernel = Callable[[], object]
+
+
+def measure_encoder(
+    ours: Ours,
+    vision: VisionArchitecture,
+    pixels: Sequence[NDArray[np.uint8]],
+    place: tuple[torch.device, torch.dtype],
+    rounds: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Time the encoder and, in alternation with it, the pieces of its floor.
+
+    Args:
+        ours: the model.
+        vision: its encoder's shape.
+        pixels: of a batch, uint8 `[side, side, 3]`.
+        place: device and type.
+        rounds: of which the median counts.
+        say: told before each round.
+
+    Returns:
+        Seconds per batch, and what they are made of.
+    """
+    device, dtype = place
+    with torch.inference_mode():
+        products = {
+            shape: list(_products(shape, count, device, dtype))
+            for shape, count in _shapes(vision, len(pixels)).items()
+        }
+        attention = list(_attention(vision, len(pixels), device, dtype))
+        whole: list[Kernel] = [lambda: ours.encode(pixels)]
+        everything = [*products.values(), attention, whole]
+        times: list[list[list[float]]] = [[[] for _ in piece] for piece in everything]
+        for number in range(rounds + 1):
+            say(f"encoder and its floor, batch {len(pixels)}")
+            for piece, spent in zip(everything, times, strict=True):
+                for kernel, took in zip(piece, spent, strict=True):
+                    seconds, _ = timed(device, kernel)
+                    if number:  # the first is warm-up
+                        took.append(seconds)
+    best = [min(median(took) for took in spent) for spent in times]
+    *product_seconds, attention_seconds, encoder_seconds = best
+    flops = sum(
+        2 * rows * inputs * outputs * count
+        for (rows, inputs, outputs), count in _shapes(vision, len(pixels)).items()
+    )
+    floor = sum(product_seconds) + attention_seconds
+    return {
+        "batch": len(pixels),
+        "seconds": encoder_seconds,
+        "floor_seconds": floor,
+        "share": floor / encoder_seconds,
+        "product_seconds": sum(product_seconds),
+        "product_tflops_per_second": flops / sum(product_seconds) / 1e12,
+        "attention_seconds": attention_seconds,
+    }
+
+
+def _shapes(vision: VisionArchitecture, images: int) -> Counter[Shape]:
+    """The matrix products of one batch, and how many there are of each."""
+    width, inner, layers = vision.hidden_size, vision.intermediate_size, vision.num_hidden_layers
+    patches, rows = images * (vision.positions - 1), images * vision.positions
+    shapes: Counter[Shape] = Counter()
+    shapes[patches, 3 * vision.patch_size**2, width] += 1
+    for inputs, outputs in ((width, 3 * width), (width, width), (width, inner), (inner, width)):
+        shapes[rows, inputs, outputs] += layers
+    return shapes
+
+
+def _products(
+    shape: Shape, count: int, device: torch.device, dtype: torch.dtype
+) -> Iterator[Kernel]:
+    """Ways to compute `count` products of one shape."""
+    rows, inputs, outputs = shape
+    x = torch.randn(rows, inputs, device=device, dtype=dtype)
+    weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
+    bias = torch.randn(outputs, device=device, dtype=dtype)
+    yield _repeated(count, lambda: functional.linear(x, weight, bias))
+    yield _repeated(count, lambda: x @ weight.t())
+    if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
+        packed = _packed(x, weight, bias)
+        if packed is not None:
+            yield _repeated(count, packed)
+
+
+def _packed(x: Tensor, weight: Tensor, bias: Tensor) -> Callable[[], Tensor] | None:
+    """The product of oneDNN with a weight laid out for it beforehand; None where there is none."""
+    onednn: Any = torch.ops.mkldnn  # private to PyTorch: what is there depends on the build
+    try:
+        laid_out = onednn._reorder_linear_weight(weight, len(x))  # noqa: SLF001
+        onednn._linear_pointwise(x, laid_out, bias, "none", [], "")  # noqa: SLF001
+    except (AttributeError, RuntimeError):
+        return None
+    return lambda: onednn._linear_pointwise(x, laid_out, bias, "none", [], "")  # noqa: SLF001
+
+
+def _attention(
+    vision: VisionArchitecture, images: int, device: torch.device, dtype: torch.dtype
+) -> Iterator[Kernel]:
+    """Ways to compute the attention of all layers."""
+    heads = vision.num_attention_heads
+    shape = (images, vision.positions, 3, heads, vision.hidden_size // heads)
+    joined = torch.randn(shape, device=device, dtype=dtype).permute(2, 0, 3, 1, 4)
+    apart = joined.contiguous()
+    for layout in (joined, apart):
+        for backend in _backends(layout, device):
+            yield _repeated(vision.num_hidden_layers, _attending(layout, backend))
+
+
+def _attending(layout: Tensor, backend: SDPBackend | None) -> Callable[[], Tensor]:
+    query, key, value = layout
+
+    def attend() -> Tensor:
+        if backend is None:
+            return functional.scaled_dot_product_attention(query, key, value)
+        with sdpa_kernel(backend):
+            return functional.scaled_dot_product_attention(query, key, value)
+
+    return attend
+
+
+def _backends(layout: Tensor, device: torch.device) -> list[SDPBackend | None]:
+    """None is PyTorch's own choice; on CUDA, also each kernel that takes this shape."""
+    usable: list[SDPBackend | None] = [None]
+    if device.type == "cuda":
+        for backend in (
+            SDPBackend.FLASH_ATTENTION,
+            SDPBackend.CUDNN_ATTENTION,
+            SDPBackend.EFFICIENT_ATTENTION,
+        ):
+            try:
+                _attending(layout, backend)()
+            except RuntimeError:
+                continue
+            usable.append(backend)
+    return usable
+
+
+def _repeated(count: int, work: Kernel) -> Kernel:
+    def run() -> None:
+        for _ in range(count):
+            work()
+
+    return run
