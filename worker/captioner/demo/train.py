@@ -2,7 +2,7 @@
 
     python -m captioner.demo.train --output DIR [--steps N] [--seed 0]
 
-Takes about 15 minutes on two CPU cores. One background process draws while this one trains.
+Takes about 18 minutes on two CPU cores. One background process draws while this one trains.
 """
 
 import argparse
