@@ -8,7 +8,7 @@ head, W width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from captioner.inference.architecture import Architecture, TextArchitecture, VisionArchitecture
+
+
+#: Queries `[B, H, Q, D]`, keys and values `[B, H, N, D]`, to `[B, H, Q, D]`.
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class GeluLinear(nn.Linear):
@@ -144,8 +148,9 @@ class TextDecoder(nn.Module):
         cache = Cache([], [], [], [])
         for layer in cast(Iterable[TextLayer], self.layers):
             key, value = split_heads(layer.image_key_value(states), 2, self.heads)
-            cache.image_keys.append(key)
-            cache.image_values.append(value)
+            # Read at every step: each head's states lie together (measured on a CPU: 2 to 5 times).
+            cache.image_keys.append(key.contiguous())
+            cache.image_values.append(value.contiguous())
             for part in (cache.token_keys, cache.token_values):
                 part.append(key.new_zeros(*key.shape[:2], slots, key.shape[3]))
         return cache
@@ -179,6 +184,7 @@ class TextLayer(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width)
         self.attended = nn.Linear(width, width)
         self.norm_attention = nn.LayerNorm(width, eps=eps)
+        self.attend_image: Attention = functional.scaled_dot_product_attention
         self.image_query = nn.Linear(width, width)
         self.image_key_value = nn.Linear(image_width, 2 * width)
         self.image_attended = nn.Linear(width, width)
@@ -195,9 +201,7 @@ class TextLayer(nn.Module):
         seen = functional.scaled_dot_product_attention(query, keys, values, attn_mask=tokens.mask)
         x = self.norm_attention(self.attended(join_heads(seen)) + x)
         (query,) = split_heads(self.image_query(x), 1, self.heads)
-        seen = functional.scaled_dot_product_attention(
-            query, cache.image_keys[index], cache.image_values[index]
-        )
+        seen = self.attend_image(query, cache.image_keys[index], cache.image_values[index])
         x = self.norm_image(self.image_attended(join_heads(seen)) + x)
         out: Tensor = self.norm_perceptron(self.outer(self.inner(x)) + x)
         return out
