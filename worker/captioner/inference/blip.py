@@ -18,7 +18,6 @@ from torch.nn import functional
 
 from captioner.inference.architecture import Architecture, TextArchitecture, VisionArchitecture
 
-
 #: Queries `[B, H, Q, D]`, keys and values `[B, H, N, D]`, to `[B, H, Q, D]`.
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
