@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.inference.blip import Blip, GeluLinear, TextLayer
+from captioner.inference.cuda_graphs import GraphRunner
 from captioner.inference.decoding import EagerRunner, Runner
 
 #: oneDNN asks for how many rows a weight is laid out; other numbers work, too.
@@ -34,6 +35,8 @@ def accelerate(model: Blip) -> Runner:
             _pack(model.text, _ROWS_OF_TOKENS)
             for layer in cast(Iterable[TextLayer], model.text.layers):
                 layer.attend_image = attend_few
+    if weight.device.type == "cuda":
+        return GraphRunner(model.text)
     return EagerRunner(model.text)
 
 

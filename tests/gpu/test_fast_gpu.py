@@ -1,0 +1,102 @@
+"""The fast backend on a CUDA device, CUDA graphs included."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from captioner.inference import GenerationOptions, load_captioner
+from captioner.inference.cuda_graphs import GraphRunner
+from captioner.inference.decoding import EagerRunner
+from checkpoints import random_picture, save_tiny_blip
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+_IMAGES = [random_picture(seed) for seed in range(11)]
+_PROMPTS = ("", "a picture of", "the woman ' s dog with a red boat")
+_OPTIONS = [
+    GenerationOptions(
+        prompt=_PROMPTS[index % 3],
+        num_beams=(1, 3, 3, 5)[index % 4],
+        max_new_tokens=6 + index,
+        repetition_penalty=(1.0, 1.3)[index % 2],
+        no_repeat_ngram_size=(0, 2)[index % 2],
+    )
+    for index in range(len(_IMAGES))
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_blip(tmp_path_factory.mktemp("model"))
+
+
+def _load(folder: Path, dtype: str, device: str = "cuda", backend: str = "fast") -> Any:
+    return load_captioner(str(folder), device=device, dtype=dtype, backend=backend)
+
+
+def _tokens(results: Any) -> list[list[tuple[int, ...]]]:
+    return [[caption.token_ids for caption in one] for one in results]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_equals_transformers_on_the_cpu(folder: Path, dtype: str) -> None:
+    expected = _tokens(_load(folder, dtype, "cpu", "transformers").generate(_IMAGES, _OPTIONS))
+    model = _load(folder, dtype)
+    for _ in range(2):  # the second time on recordings alone
+        assert _tokens(model.generate(_IMAGES, _OPTIONS)) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_graphs_are_used_and_give_what_the_decoder_gives(
+    folder: Path, dtype: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = _load(folder, dtype)
+    assert isinstance(model._runner, GraphRunner)
+    with caplog.at_level(logging.WARNING):
+        found = [_tokens(model.generate(_IMAGES, _OPTIONS)) for _ in range(2)]
+    assert not caplog.records
+    assert any(buffers.recordings for buffers in model._runner._kept.values())
+    model._runner = EagerRunner(model.model.text)
+    assert found == [_tokens(model.generate(_IMAGES, _OPTIONS))] * 2
+
+
+def test_joint_captions(folder: Path) -> None:
+    groups = [_IMAGES[:2], _IMAGES[2:7], _IMAGES[7:9]]
+    options = GenerationOptions(max_new_tokens=8)
+    expected = _load(folder, "float64", "cpu", "transformers").generate_joint(groups, options)
+    found = _load(folder, "float64").generate_joint(groups, options)
+    assert _tokens(found) == _tokens(expected)
+
+
+def test_samples_are_those_of_the_cpu(folder: Path) -> None:
+    options = GenerationOptions(num_beams=1, do_sample=True, seed=5, num_return_sequences=3)
+    on_gpu, on_cpu = _load(folder, "float64"), _load(folder, "float64", "cpu")
+    assert _tokens(on_gpu.generate(_IMAGES, options)) == _tokens(on_cpu.generate(_IMAGES, options))
+
+
+def test_closing_gives_graphs_and_buffers_back(folder: Path) -> None:
+    before = torch.cuda.memory_allocated()
+    model = _load(folder, "float16")
+    model.generate(_IMAGES, _OPTIONS)
+    model.close()
+    assert torch.cuda.memory_allocated() <= before
+
+
+def test_memory_does_not_grow(folder: Path) -> None:
+    model = _load(folder, "float16")
+    for _ in range(3):
+        model.generate(_IMAGES, _OPTIONS)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for _ in range(50):
+        model.generate(_IMAGES, _OPTIONS)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() <= before

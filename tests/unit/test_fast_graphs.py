@@ -1,0 +1,184 @@
+"""The bookkeeping around CUDA graphs, with a stand-in that needs no CUDA.
+
+A graph runs again on the memory it was recorded with and writes its result to the same place. So
+does the stand-in.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from captioner.inference import GenerationOptions, load_captioner
+from captioner.inference import cuda_graphs as graphs
+from checkpoints import random_picture, save_tiny_blip
+
+PROMPTS = ("", "a picture of", "the woman ' s dog with a red boat", "a")
+OPTIONS = GenerationOptions(max_new_tokens=8, num_return_sequences=3)
+
+
+class StandIn:
+    """Records without CUDA, and counts."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        self.recorded += 1
+        result = run().clone()
+
+        def run_again() -> None:
+            self.replayed += 1
+            result.copy_(run())
+
+        return run_again, result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_blip(tmp_path_factory.mktemp("tiny"))
+
+
+def load(folder: Path, record: graphs.Record | None = None) -> Any:
+    model: Any = load_captioner(str(folder), device="cpu", dtype="float64", backend="fast")
+    if record is not None:
+        model._runner = graphs.GraphRunner(model.model.text, record)
+    return model
+
+
+def pictures(count: int) -> list[Any]:
+    return [random_picture(seed) for seed in range(count)]
+
+
+def tokens(results: Any) -> list[list[tuple[int, ...]]]:
+    return [[caption.token_ids for caption in one] for one in results]
+
+
+def mixed_options(rng: random.Random) -> GenerationOptions:
+    beams, longest = rng.choice([1, 1, 2, 3, 3, 9]), rng.choice([1, 6, 12, 16])
+    return GenerationOptions(
+        prompt=rng.choice(PROMPTS),
+        num_beams=beams,
+        max_new_tokens=longest,
+        no_repeat_ngram_size=rng.choice([0, 0, 2]),
+        num_return_sequences=rng.randint(1, beams),
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_recordings_give_the_same_captions(folder: Path, seed: int) -> None:
+    stand_in, rng = StandIn(), random.Random(seed)
+    recorded, eager = load(folder, stand_in), load(folder)
+    for size in (7, 1, 12, 5):  # growing and shrinking, on the same buffers and on new ones
+        options = [mixed_options(rng) for _ in range(size)]
+        images = [random_picture(rng.randrange(1000)) for _ in options]
+        assert tokens(recorded.generate(images, options)) == tokens(eager.generate(images, options))
+    assert stand_in.replayed > 3 * stand_in.recorded > 0
+
+
+def test_a_recording_serves_every_later_batch_of_its_size(folder: Path) -> None:
+    stand_in = StandIn()
+    model = load(folder, stand_in)
+    model.generate(pictures(8), OPTIONS)
+    before = stand_in.recorded
+    for prompt in PROMPTS:
+        options = GenerationOptions(prompt=prompt, max_new_tokens=6)
+        assert tokens(model.generate(pictures(8), options)) == tokens(
+            load(folder).generate(pictures(8), options)
+        )
+    # Eight images, and what was left of them when some had ended.
+    assert stand_in.recorded <= before + 3
+    assert stand_in.recorded <= 4
+
+
+def test_sampling_and_joint_captions(folder: Path) -> None:
+    sampling = GenerationOptions(
+        num_beams=1, do_sample=True, num_return_sequences=4, seed=3, max_new_tokens=8
+    )
+    groups = [pictures(2), pictures(3), pictures(2)]
+    recorded, eager = load(folder, StandIn()), load(folder)
+    assert tokens(recorded.generate(pictures(5), sampling)) == tokens(
+        eager.generate(pictures(5), sampling)
+    )
+    assert tokens(recorded.generate_joint(groups, OPTIONS)) == tokens(
+        eager.generate_joint(groups, OPTIONS)
+    )
+
+
+def test_what_one_batch_leaves_behind_does_not_reach_the_next(folder: Path) -> None:
+    model = load(folder, StandIn())
+    expected = model.generate(pictures(3), OPTIONS)
+    with torch.inference_mode():  # where the buffers were made
+        for buffers in model._runner._kept.values():
+            for part in buffers.cache.everything():
+                for tensor in part:
+                    tensor.fill_(float("nan"))
+    assert model.generate(pictures(3), OPTIONS) == expected
+
+
+@pytest.mark.parametrize("limit", ["_MOST_STATES", "_MOST_CAPTIONS"])
+def test_what_does_not_fit_runs_eagerly(
+    folder: Path, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, limit, 2)
+    stand_in = StandIn()
+    results = load(folder, stand_in).generate(pictures(5), OPTIONS)
+    assert results == load(folder).generate(pictures(5), OPTIONS)
+    assert stand_in.recorded == 0
+
+
+def test_few_sets_of_buffers_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "_MOST_BUFFERS", 2)
+    model = load(folder, StandIn())
+    for beams in (1, 2, 3, 1, 4):
+        model.generate(pictures(2), GenerationOptions(num_beams=beams, max_new_tokens=4))
+    assert [key[0] for key in model._runner._kept] == [1, 4]
+    model._runner.release()
+    assert not model._runner._kept
+
+
+def fails(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def stale(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """A recording that runs on nothing."""
+    return (lambda: None), run().clone()
+
+
+@pytest.mark.parametrize("record", [fails, stale])
+def test_a_recording_that_does_not_work_is_never_tried_again(
+    folder: Path, record: graphs.Record, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load(folder, record)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            results = model.generate(pictures(5), OPTIONS)
+            assert results == load(folder).generate(pictures(5), OPTIONS)
+    assert [record.getMessage() for record in caplog.records if "CUDA graphs" in record.msg]
+    assert len(caplog.records) == 1
+    assert not model._runner._kept
+
+
+def test_too_little_memory_for_buffers_is_no_failure(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, stand_in = load(folder).generate(pictures(5), OPTIONS), StandIn()
+    model = load(folder, stand_in)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "_allocate", full)
+        assert model.generate(pictures(5), OPTIONS) == expected
+    assert stand_in.recorded == 0
+    assert model.generate(pictures(5), OPTIONS) == expected
+    assert stand_in.recorded > 0
