@@ -277,5 +277,20 @@ class Outcome:
     timings: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requeue:
+    """An attempt that ended without a result: what a worker asks the store to put back."""
+
+    job_id: UUID
+    #: The attempt this worker claimed; nothing changes when another has begun since.
+    attempt: int
+    #: The job is not claimed before this; None: at once.
+    not_before: datetime | None = None
+    #: Why the attempt failed, which counts as a retry; None: the worker hands it back untried.
+    failure: JobFailure | None = None
+    #: A process died of this job alone: counts as a crash.
+    crashed: bool = False
+
+
 def _iso(time: datetime | None) -> str | None:
     return time.isoformat() if time else None

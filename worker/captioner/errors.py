@@ -88,6 +88,17 @@ class PluginError(JobError):
         self.plugin = plugin
 
 
+class CrashError(JobError):
+    """The process that worked on this job, and on no other job, died, hung or ran out of memory.
+
+    Counted in SQL: the third time the job fails with `code`, before that it is tried again.
+    """
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        """`code` is `worker_lost` or `out_of_memory`; `message` says what died, and how."""
+        super().__init__(code, message, retryable=True)
+
+
 class SettingsError(CaptionerError):
     """A setting has a value that cannot work; the text names the setting and the remedy."""
 
