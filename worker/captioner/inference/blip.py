@@ -30,6 +30,14 @@ class GeluLinear(nn.Linear):
         return functional.gelu(super().forward(x))
 
 
+class ResidualLinear(nn.Linear):
+    """A linear layer that leads back into the stream it branched from."""
+
+    def forward(self, x: Tensor, stream: Tensor) -> Tensor:  # type: ignore[override]
+        """`[…, inputs]` and `[…, outputs]` to their sum, `[…, outputs]`."""
+        return super().forward(x) + stream
+
+
 class VisionEncoder(nn.Module):
     """A vision transformer over square patches and one class token."""
 
@@ -67,17 +75,17 @@ class VisionLayer(nn.Module):
         self.heads = shape.num_attention_heads
         self.norm_attention = nn.LayerNorm(width, eps=shape.layer_norm_eps)
         self.query_key_value = nn.Linear(width, 3 * width)
-        self.attended = nn.Linear(width, width)
+        self.attend: Attention = functional.scaled_dot_product_attention
+        self.attended = ResidualLinear(width, width)
         self.norm_perceptron = nn.LayerNorm(width, eps=shape.layer_norm_eps)
         self.inner = GeluLinear(width, shape.intermediate_size)
-        self.outer = nn.Linear(shape.intermediate_size, width)
+        self.outer = ResidualLinear(shape.intermediate_size, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, N, W]` to the same."""
         query, key, value = split_heads(self.query_key_value(self.norm_attention(x)), 3, self.heads)
-        seen = functional.scaled_dot_product_attention(query, key, value)
-        x = x + self.attended(join_heads(seen))
-        out: Tensor = x + self.outer(self.inner(self.norm_perceptron(x)))
+        x = self.attended(join_heads(self.attend(query, key, value)), x)
+        out: Tensor = self.outer(self.inner(self.norm_perceptron(x)), x)
         return out
 
 
@@ -181,15 +189,15 @@ class TextLayer(nn.Module):
         width, eps = shape.hidden_size, shape.layer_norm_eps
         self.heads = shape.num_attention_heads
         self.query_key_value = nn.Linear(width, 3 * width)
-        self.attended = nn.Linear(width, width)
+        self.attended = ResidualLinear(width, width)
         self.norm_attention = nn.LayerNorm(width, eps=eps)
         self.attend_image: Attention = functional.scaled_dot_product_attention
         self.image_query = nn.Linear(width, width)
         self.image_key_value = nn.Linear(image_width, 2 * width)
-        self.image_attended = nn.Linear(width, width)
+        self.image_attended = ResidualLinear(width, width)
         self.norm_image = nn.LayerNorm(width, eps=eps)
         self.inner = GeluLinear(width, shape.intermediate_size)
-        self.outer = nn.Linear(shape.intermediate_size, width)
+        self.outer = ResidualLinear(shape.intermediate_size, width)
         self.norm_perceptron = nn.LayerNorm(width, eps=eps)
 
     def forward(self, x: Tensor, tokens: Tokens, cache: Cache, index: int) -> Tensor:
@@ -198,11 +206,11 @@ class TextLayer(nn.Module):
         keys = cache.token_keys[index].index_copy_(2, tokens.slots, key)[:, :, : tokens.used]
         values = cache.token_values[index].index_copy_(2, tokens.slots, value)[:, :, : tokens.used]
         seen = functional.scaled_dot_product_attention(query, keys, values, attn_mask=tokens.mask)
-        x = self.norm_attention(self.attended(join_heads(seen)) + x)
+        x = self.norm_attention(self.attended(join_heads(seen), x))
         (query,) = split_heads(self.image_query(x), 1, self.heads)
         seen = self.attend_image(query, cache.image_keys[index], cache.image_values[index])
-        x = self.norm_image(self.image_attended(join_heads(seen)) + x)
-        out: Tensor = self.norm_perceptron(self.outer(self.inner(x)) + x)
+        x = self.norm_image(self.image_attended(join_heads(seen), x))
+        out: Tensor = self.norm_perceptron(self.outer(self.inner(x), x))
         return out
 
 

@@ -155,7 +155,7 @@ def _require_equal(found: Tensor, expected: Tensor) -> None:
 
 def record_on_cuda(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
     """Record a function as a CUDA graph. See `Record`."""
-    aside = torch.cuda.Stream()
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         run()  # libraries set up their work space at the first run, which cannot be recorded

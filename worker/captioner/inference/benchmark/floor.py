@@ -99,28 +99,38 @@ def _shapes(vision: VisionArchitecture, images: int) -> Counter[Shape]:
 def _products(
     shape: Shape, count: int, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Kernel]:
-    """Ways to compute `count` products of one shape."""
+    """Ways to compute `count` products of one shape.
+
+    Each has a weight of its own, as each layer has: a single one would stay in the cache.
+    """
     rows, inputs, outputs = shape
     x = torch.randn(rows, inputs, device=device, dtype=dtype)
-    weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
+    weights = [torch.randn(outputs, inputs, device=device, dtype=dtype) for _ in range(count)]
     bias = torch.randn(outputs, device=device, dtype=dtype)
-    yield _repeated(count, lambda: functional.linear(x, weight, bias))
-    yield _repeated(count, lambda: x @ weight.t())
+    yield _for_each(weights, lambda weight: functional.linear(x, weight, bias))
+    yield _for_each(weights, lambda weight: x @ weight.t())
+    # Into memory that is there already: mapping it afresh can cost as much as half the product.
+    there = x.new_empty(rows, outputs)
+    yield _for_each(weights, lambda weight: torch.mm(x, weight.t(), out=there))
     if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
-        packed = _packed(x, weight, bias)
+        packed = _packed(x, weights, bias)
         if packed is not None:
-            yield _repeated(count, packed)
+            yield packed
 
 
-def _packed(x: Tensor, weight: Tensor, bias: Tensor) -> Callable[[], Tensor] | None:
-    """The product of oneDNN with a weight laid out for it beforehand; None where there is none."""
+def _packed(x: Tensor, weights: Sequence[Tensor], bias: Tensor) -> Kernel | None:
+    """Products of oneDNN with weights laid out for it beforehand; None where there is none."""
     onednn: Any = torch.ops.mkldnn  # private to PyTorch: what is there depends on the build
+
+    def product(laid_out: Tensor) -> object:
+        return onednn._linear_pointwise(x, laid_out, bias, "none", [], "")  # noqa: SLF001
+
     try:
-        laid_out = onednn._reorder_linear_weight(weight, len(x))  # noqa: SLF001
-        onednn._linear_pointwise(x, laid_out, bias, "none", [], "")  # noqa: SLF001
+        laid_out = [onednn._reorder_linear_weight(one, len(x)) for one in weights]  # noqa: SLF001
+        product(laid_out[0])
     except (AttributeError, RuntimeError):
         return None
-    return lambda: onednn._linear_pointwise(x, laid_out, bias, "none", [], "")  # noqa: SLF001
+    return _for_each(laid_out, product)
 
 
 def _attention(
@@ -163,6 +173,14 @@ def _backends(layout: Tensor, device: torch.device) -> list[SDPBackend | None]:
                 continue
             usable.append(backend)
     return usable
+
+
+def _for_each(weights: Sequence[Tensor], product: Callable[[Tensor], object]) -> Kernel:
+    def run() -> None:
+        for weight in weights:
+            product(weight)
+
+    return run
 
 
 def _repeated(count: int, work: Kernel) -> Kernel:
