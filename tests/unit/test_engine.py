@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -110,38 +111,113 @@ def test_close_finishes_what_waits_and_takes_no_more() -> None:
     engine.close()
 
 
+def test_what_was_done_is_counted() -> None:
+    model = FakeCaptionModel(hold=True)
+    engine = started(model, max_batch=4)
+    futures = [engine.submit(grey(1), OPTIONS)]
+    assert model.busy.wait(10)
+    futures += [engine.submit(pixels, OPTIONS) for pixels in (grey(2), DARK)]
+    model.release.set()
+    engine.close()
+    assert [future.exception() is None for future in futures] == [True, True, False]
+    assert (engine.stats.batches, engine.stats.pictures, engine.stats.restarts) == (2, 3, 0)
+    assert engine.stats.busy_seconds > 0
+    assert not engine.failed
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((8, 9, 3), np.uint8), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3))]
+)
+def test_pixels_of_another_shape_are_refused(pixels: Any) -> None:
+    engine = started(FakeCaptionModel())
+    with pytest.raises(ValueError, match=r"must be uint8 \[8, 8, 3\], not "):
+        engine.submit(pixels, OPTIONS)
+    engine.close()
+
+
+def batcher_of(max_batch: int, linger_seconds: float = 0.0) -> tuple[Batcher, list[None]]:
+    """A batcher, and a list that grows when its reader should look."""
+    notes: list[None] = []
+    return Batcher(max_batch, lambda: notes.append(None), linger_seconds), notes
+
+
 @given(st.lists(st.sampled_from(Lane)), st.integers(1, 5))
 def test_batches_lose_nothing_and_put_interactive_work_first(
     lanes: list[Lane], max_batch: int
 ) -> None:
-    batcher = Batcher(max_batch)
+    batcher, _ = batcher_of(max_batch)
     works = [Work(DARK, OPTIONS, lane) for lane in lanes]
     for work in works:
         batcher.put(work)
     batcher.close()
     taken: list[Work] = []
-    while batch := batcher.take():
+    while batch := batcher.take(idle=True):
         assert len(batch) <= max_batch
         taken.extend(batch)
-    in_lane_order = [w for lane in (Lane.INTERACTIVE, Lane.BULK) for w in works if w.lane is lane]
-    assert taken == in_lane_order
+    assert taken == sorted(works, key=lambda work: work.lane is not Lane.INTERACTIVE)
+    assert batcher.drained
 
 
 def test_canceled_work_is_left_out() -> None:
-    batcher = Batcher(4)
+    batcher, _ = batcher_of(4)
     canceled, wanted = Work(DARK, OPTIONS, Lane.BULK), Work(DARK, OPTIONS, Lane.BULK)
     batcher.put(canceled)
     batcher.put(wanted)
     assert canceled.future.cancel()
-    assert batcher.take() == [wanted]
+    assert batcher.take(idle=True) == [wanted]
 
 
-def test_the_reader_wakes_when_work_arrives() -> None:
-    batcher = Batcher(4)
-    taken: list[list[Work]] = []
-    reader = threading.Thread(target=lambda: taken.append(batcher.take()))
-    reader.start()
-    work = Work(DARK, OPTIONS, Lane.INTERACTIVE)
+def test_a_busy_engine_gets_full_batches_only() -> None:
+    batcher, _ = batcher_of(2)
+    works = [Work(DARK, OPTIONS, Lane.BULK) for _ in range(3)]
+    for work in works:
+        batcher.put(work)
+    assert batcher.take(idle=False) == works[:2]
+    assert batcher.take(idle=False) == []
+    assert batcher.take(idle=True) == works[2:]
+
+
+def test_the_reader_is_told_of_the_first_picture_of_a_full_batch_and_of_the_end() -> None:
+    batcher, notes = batcher_of(3)
+    told = []
+    for _ in range(4):
+        batcher.put(Work(DARK, OPTIONS, Lane.BULK))
+        told.append(len(notes))
+    assert told == [1, 1, 2, 2]
+    batcher.close()
+    batcher.close()
+    assert len(notes) == 3
+
+
+def test_a_picture_lingers_for_company_until_the_batch_is_full_or_closed() -> None:
+    batcher, _ = batcher_of(2, linger_seconds=3600)
+    assert batcher.due_seconds() is None
+    works = [Work(DARK, OPTIONS, Lane.BULK) for _ in range(3)]
+    batcher.put(works[0])
+    assert batcher.take(idle=True) == []
+    assert 3590 < (batcher.due_seconds() or 0) <= 3600
+    batcher.put(works[1])
+    assert batcher.take(idle=True) == works[:2]
+    batcher.put(works[2])
+    batcher.close()
+    assert batcher.due_seconds() == 0
+    assert batcher.take(idle=True) == works[2:]
+
+
+def test_a_picture_that_has_lingered_is_due() -> None:
+    batcher, _ = batcher_of(2, linger_seconds=0.01)
+    work = Work(DARK, OPTIONS, Lane.BULK, arrived=time.monotonic() - 0.02)
     batcher.put(work)
-    reader.join(10)
-    assert taken == [[work]]
+    assert batcher.due_seconds() == 0
+    assert batcher.take(idle=True) == [work]
+
+
+def test_what_is_put_back_comes_first_and_cannot_be_canceled() -> None:
+    batcher, _ = batcher_of(2)
+    works = [Work(DARK, OPTIONS, Lane.BULK) for _ in range(4)]
+    for work in works:
+        batcher.put(work)
+    batch = batcher.take(idle=True)
+    assert not batch[0].future.cancel()
+    batcher.put_back(batch)
+    assert batcher.take(idle=True) == works[:2]

@@ -5,6 +5,8 @@ Fakes stand in for the model alone; databases, brokers and workers are real in e
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -85,6 +87,51 @@ class FakeCaptionModel:
     def close(self) -> None:
         """Remember that it was closed."""
         self.closed = True
+
+
+class FaultyCaptionModel(FakeCaptionModel):
+    """Breaks on pictures of certain colours, so that they do what broken kernels and leaks do.
+
+    Red ends its process by a segmentation fault, green hangs for ever, blue raises `MemoryError`,
+    and yellow takes memory that is never given back. A picture is of a colour when its mean colour
+    nearly is, so that it may have been a JPEG.
+    """
+
+    def __init__(
+        self, image_size: int = 8, *, seconds_per_batch: float = 0.0, leak_bytes: int = 2**26
+    ) -> None:
+        """`leak_bytes` is what each yellow picture takes."""
+        super().__init__(image_size)
+        self._seconds_per_batch = seconds_per_batch
+        self._leak_bytes = leak_bytes
+        self._leaked: list[bytes] = []
+
+    def generate(
+        self, images: Sequence[NDArray[np.uint8]], options: Sequence[GenerationOptions]
+    ) -> list[list[FakeCaption]]:
+        """One list of captions an image, unless the colour of one prevents it."""
+        if self._seconds_per_batch:
+            threading.Event().wait(self._seconds_per_batch)
+        for pixels in images:
+            match tuple(bool(value > 192) for value in pixels.mean(axis=(0, 1))):
+                case (True, False, False):
+                    os.kill(os.getpid(), signal.SIGSEGV)
+                case (False, True, False):
+                    threading.Event().wait()
+                case (False, False, True):
+                    raise MemoryError
+                case (True, True, False):
+                    self._leaked.append(b"\1" * self._leak_bytes)
+        return super().generate(images, options)
+
+
+def load_faulty_model(
+    image_size: int = 8, seconds_per_batch: float = 0.0, leak_bytes: int = 2**26
+) -> FaultyCaptionModel:
+    """A loader for `ProcessEngine`; the arguments are those of `FaultyCaptionModel`."""
+    return FaultyCaptionModel(
+        image_size, seconds_per_batch=seconds_per_batch, leak_bytes=leak_bytes
+    )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from captioner.domain import Caption, Lane, ModelInfo
@@ -19,12 +20,40 @@ class EngineClosedError(CaptionerError):
     """The engine is closing and takes no more work; the job belongs back in the queue."""
 
 
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine has done since it was started.
+
+    Mean fill is `pictures / batches / max_batch`; the engine's share of a span of time is the
+    growth of `busy_seconds` over that span. A batch is counted just after its futures are done.
+    """
+
+    #: Batches the model has finished.
+    batches: int = 0
+    #: Pictures in them, failed ones included.
+    pictures: int = 0
+    #: Time the model spent on them.
+    busy_seconds: float = 0.0
+    #: Fresh processes after the first.
+    restarts: int = 0
+
+
 class Engine(Protocol):
     """A resident model that captions pictures of many jobs in shared batches."""
 
     @property
     def info(self) -> ModelInfo:
         """The loaded model; only after `start`."""
+        ...
+
+    @property
+    def stats(self) -> EngineStats:
+        """What it has done so far."""
+        ...
+
+    @property
+    def failed(self) -> bool:
+        """True when it is closed because its model is lost for good; the worker should end."""
         ...
 
     def start(self, poll: Callable[[], None]) -> None:
@@ -42,14 +71,22 @@ class Engine(Protocol):
     def submit(
         self, pixels: NDArray[np.uint8], options: GenerationOptions, lane: Lane
     ) -> Future[list[Caption]]:
-        """Caption one picture; the result comes best first.
+        """Caption one picture; the result comes best first. Returns at once, however much waits.
 
         Args:
-            pixels: uint8 `[image_size, image_size, 3]`, RGB.
+            pixels: uint8 `[image_size, image_size, 3]`, RGB; not to be changed until the future
+                is done.
             options: this picture's own; a batch mixes them freely.
-            lane: interactive pictures go before bulk ones.
+            lane: interactive pictures go before all others.
 
-        The future raises `JobError` when this picture cannot be captioned.
+        Returns:
+            A future that raises `JobError` when this picture cannot be captioned (`CrashError` when
+            the engine died of it alone), and `EngineClosedError` when the engine failed. Canceled
+            before its batch is closed, it costs the model nothing.
+
+        Raises:
+            ValueError: `pixels` has another shape or type.
+            EngineClosedError: the engine is closed, or has failed.
         """
         ...
 

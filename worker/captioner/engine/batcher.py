@@ -1,15 +1,18 @@
-"""Gathering pictures into batches: full, or whatever waits when the engine becomes free."""
+"""Gathering pictures into batches: full, or whatever waits when the engine has nothing to do."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from captioner.domain import Caption, Lane
 from captioner.engine.api import EngineClosedError
+from captioner.engine.running import Result
 from captioner.options import GenerationOptions
 
 if TYPE_CHECKING:
@@ -26,22 +29,45 @@ class Work:
     options: GenerationOptions
     lane: Lane
     future: Future[list[Caption]] = field(default_factory=Future, repr=False)
+    #: Of the monotonic clock.
+    arrived: float = field(default_factory=time.monotonic)
+
+    def settle(self, result: Result) -> None:
+        """Tell who waits for it."""
+        if isinstance(result, list):
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(result)
+
+    def start(self) -> bool:
+        """False when nobody wants it any more; from now on it cannot be canceled."""
+        return self.future.running() or self.future.set_running_or_notify_cancel()
 
 
 class Batcher:
-    """A queue whose reader takes a batch at a time and never polls.
+    """A queue that is emptied a batch at a time, by one reader that is told when to look.
 
-    While the engine is busy pictures gather; when it comes back for more it takes all that wait,
-    at most `max_batch`. So batches are small when there is little to do, and latency is low, and
-    full when there is much, without a timer.
+    While the engine is busy pictures gather; when it has nothing to do it gets all that wait, at
+    most `max_batch`. So batches are small when there is little to do, and latency is low, and full
+    when there is much. A picture that comes to an idle engine waits `linger_seconds` for company.
     """
 
-    def __init__(self, max_batch: int) -> None:
-        """`max_batch` is the most pictures of one batch, at least 1."""
+    def __init__(
+        self, max_batch: int, notify: Callable[[], None], linger_seconds: float = 0.0
+    ) -> None:
+        """`max_batch` is the most pictures of one batch, at least 1.
+
+        `notify` is called, under the lock, when the first picture waits, when a batch is full and
+        at `close`; between these a reader has nothing to do.
+        """
         self._max_batch = max_batch
-        self._lanes: dict[Lane, deque[Work]] = {lane: deque() for lane in Lane}
-        self._changed = threading.Condition()
-        self._closed = False
+        self._notify = notify
+        self._linger_seconds = linger_seconds
+        self._interactive: deque[Work] = deque()
+        # All else in one line: what is here is in hand already, and none of it may starve.
+        self._others: deque[Work] = deque()
+        self._lock = threading.Lock()
+        self._closed: str | None = None
 
     def put(self, work: Work) -> None:
         """Add a picture.
@@ -49,36 +75,75 @@ class Batcher:
         Raises:
             EngineClosedError: `close` was called.
         """
-        with self._changed:
-            if self._closed:
-                raise EngineClosedError("the engine is closed")
-            self._lanes[work.lane].append(work)
-            self._changed.notify()
+        with self._lock:
+            if self._closed is not None:
+                raise EngineClosedError(self._closed)
+            self._queue(work).append(work)
+            if self._waiting() in (1, self._max_batch):
+                self._notify()
 
-    def take(self) -> list[Work]:
-        """Wait for work; interactive pictures first, each lane in order of arrival.
+    def put_back(self, batch: Sequence[Work]) -> None:
+        """Return a batch that was taken but not begun to where it was; called by the reader."""
+        with self._lock:
+            for work in reversed(batch):
+                self._queue(work).appendleft(work)
 
-        Canceled futures are left out. An empty list means closed and drained.
+    def take(self, *, idle: bool) -> list[Work]:
+        """The next batch if it is due: interactive pictures first, else in order of arrival.
+
+        Canceled pictures are left out.
+
+        Args:
+            idle: the engine has nothing to do, so that a batch need not be full.
         """
-        with self._changed:
-            while True:
-                batch = self._gather()
-                if batch or (self._closed and not any(self._lanes.values())):
-                    return batch
-                self._changed.wait()
+        with self._lock:
+            if self._waiting() >= self._max_batch or (idle and self._due_seconds() == 0):
+                return self._gather()
+            return []
+
+    def due_seconds(self) -> float | None:
+        """Time until an idle engine should take what waits; None when nothing waits."""
+        with self._lock:
+            return self._due_seconds()
+
+    @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        return self._closed is not None
+
+    @property
+    def drained(self) -> bool:
+        """True when it is closed and nothing waits."""
+        with self._lock:
+            return self.closed and not self._waiting()
+
+    def close(self, reason: str = "the engine is closed") -> None:
+        """Take no more, and tell everybody who tries why; what waits is still handed out."""
+        with self._lock:
+            if self._closed is None:
+                self._closed = reason
+                self._notify()
+
+    def _queue(self, work: Work) -> deque[Work]:
+        return self._interactive if work.lane is Lane.INTERACTIVE else self._others
+
+    def _waiting(self) -> int:
+        return len(self._interactive) + len(self._others)
+
+    def _due_seconds(self) -> float | None:
+        queues = (self._interactive, self._others)
+        oldest = min((queue[0].arrived for queue in queues if queue), default=None)
+        if oldest is None:
+            return None
+        if self.closed:
+            return 0  # nobody else will come
+        return max(0, oldest + self._linger_seconds - time.monotonic())
 
     def _gather(self) -> list[Work]:
         batch: list[Work] = []
-        for lane in (Lane.INTERACTIVE, Lane.BULK):
-            waiting = self._lanes[lane]
-            while waiting and len(batch) < self._max_batch:
-                work = waiting.popleft()
-                if work.future.set_running_or_notify_cancel():
+        for queue in (self._interactive, self._others):
+            while queue and len(batch) < self._max_batch:
+                work = queue.popleft()
+                if work.start():
                     batch.append(work)
         return batch
-
-    def close(self) -> None:
-        """Take no more; what waits is still handed out."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()

@@ -1,0 +1,144 @@
+"""What runs in the engine's process: load, warm up, then one batch after the other."""
+
+from __future__ import annotations
+
+import queue
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from captioner.domain import ModelInfo
+from captioner.engine.running import Result, load_model, run_batch
+from captioner.engine.slots import receive_slots
+from captioner.errors import JobError, ModelLoadError
+from captioner.logs import configure_logging
+from captioner.model import CaptionModel
+from captioner.options import GenerationOptions
+from captioner.settings import LogSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """To the child: caption what lies in one of the two buffers."""
+
+    buffer: int
+    #: One for each slot in use.
+    options: list[GenerationOptions]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """From the child: the model is loaded and has worked once."""
+
+    info: ModelInfo
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """From the child: the model cannot be loaded; it ends."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """From the child: from now on it is the fault of its oldest batch if the child breaks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """From the child: of some pictures of its oldest batch, by slot."""
+
+    by_slot: dict[int, Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """From the child: nothing is missing of its oldest batch."""
+
+    busy_seconds: float
+    memory_bytes: int
+
+
+#: Once it is ready.
+Progress: TypeAlias = Begun | Results | Finished
+
+
+def run_model(
+    connection: Connection[Any, Any],
+    load: Callable[..., CaptionModel],
+    arguments: tuple[object, ...],
+    max_batch: int,
+    log: LogSettings | None,
+) -> None:
+    """The engine's process, from its start to the end of the connection.
+
+    Says `Ready` or `LoadFailed`; after `Ready` it expects the slots, then batches. Each is answered
+    by `Begun`, `Results` and `Finished`, in the order in which they came.
+    """
+    if log:
+        configure_logging(log)
+    try:
+        model = load_model(load, *arguments)
+        _warm_up(model, max_batch)
+    except ModelLoadError as error:
+        connection.send(LoadFailed(str(error)))
+        return
+    connection.send(Ready(model.info, memory_bytes()))
+    try:
+        pixels = receive_slots(connection, max_batch, model.info.image_size)
+    except EOFError:
+        return
+    inbox: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
+    while batch := inbox.get():
+        connection.send(Begun())
+        started = time.monotonic()
+        images = list(pixels[batch.buffer, : len(batch.options)])
+        for results in run_batch(model, images, batch.options):
+            connection.send(Results(results))
+        connection.send(Finished(time.monotonic() - started, memory_bytes()))
+    model.close()
+
+
+def _warm_up(model: CaptionModel, max_batch: int) -> None:
+    """Caption noise, so that the first real batch is neither the slowest nor the first to fail."""
+    info = model.info
+    # A GPU claims its memory and chooses kernels by the size of the batch; a CPU only takes time.
+    count = 1 if info.device == "cpu" else max_batch
+    shape = (info.image_size, info.image_size, 3)
+    noise = np.random.default_rng(0)
+    images = [noise.integers(0, 256, shape, np.uint8) for _ in range(count)]
+    for results in run_batch(model, images, [GenerationOptions()] * count):
+        for result in results.values():
+            if isinstance(result, JobError):
+                raise ModelLoadError(f"the model is loaded, but cannot caption: {result.message}")
+
+
+def _read(connection: Connection[Any, Any], inbox: queue.SimpleQueue[Batch | None]) -> None:
+    """Take batches off the pipe at once: a parent that waits to send one could not read results."""
+    while True:
+        try:
+            inbox.put(connection.recv())
+        except (EOFError, OSError):
+            inbox.put(None)
+            return
+
+
+def memory_bytes() -> int:
+    """Resident memory of this process; where the system does not tell, the most there ever was."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return pages * resource.getpagesize()

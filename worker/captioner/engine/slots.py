@@ -1,0 +1,93 @@
+"""Pixels of two batches in memory that two processes share."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from numpy.typing import NDArray
+
+#: One batch runs while the next lies ready.
+BUFFERS = 2
+
+
+def check_pixels(pixels: NDArray[np.uint8], image_size: int) -> None:
+    """Raise `ValueError` unless this is uint8 `[image_size, image_size, 3]`."""
+    wanted = (image_size, image_size, 3)
+    if pixels.dtype != np.uint8 or pixels.shape != wanted:
+        raise ValueError(
+            f"pixels must be uint8 {list(wanted)}, not {pixels.dtype} {list(pixels.shape)}"
+        )
+
+
+class Slots:
+    """The parent's side: it alone writes.
+
+    The memory has no name, only file descriptors, so it ends with the last process that has one,
+    however that ends. It is none of /dev/shm, which containers make small.
+    """
+
+    def __init__(self, max_batch: int, image_size: int) -> None:
+        """Make room for two batches; nothing is used up before it is written."""
+        shape = (BUFFERS, max_batch, image_size, image_size, 3)
+        size_bytes = int(np.prod(shape))
+        self._file = _anonymous_file()
+        os.ftruncate(self._file.fileno(), size_bytes)
+        memory = mmap.mmap(self._file.fileno(), size_bytes)
+        self._pixels = np.frombuffer(memory, np.uint8).reshape(shape)
+
+    def write(self, buffer: int, images: Sequence[NDArray[np.uint8]]) -> None:
+        """Fill one of the two buffers, from its first slot on."""
+        for slot, image in zip(self._pixels[buffer], images, strict=False):
+            np.copyto(slot, image)
+
+    def send(self, connection: Connection[Any, Any]) -> None:
+        """Let the process at the other end read them: it must call `receive_slots` now."""
+        with _socket_of(connection) as channel:
+            socket.send_fds(channel, [b"\0"], [self._file.fileno()])
+
+    def close(self) -> None:
+        """Give the memory back as soon as no array refers to it."""
+        self._file.close()
+
+
+def receive_slots(
+    connection: Connection[Any, Any], max_batch: int, image_size: int
+) -> NDArray[np.uint8]:
+    """The child's side, read only.
+
+    Returns:
+        uint8 `[2, max_batch, image_size, image_size, 3]`.
+
+    Raises:
+        EOFError: the parent has closed the connection.
+    """
+    with _socket_of(connection) as channel:
+        _, files, _, _ = socket.recv_fds(channel, 1, 1)
+    if not files:
+        raise EOFError
+    try:
+        memory = mmap.mmap(files[0], 0, prot=mmap.PROT_READ)
+    finally:
+        os.close(files[0])
+    return np.frombuffer(memory, np.uint8).reshape(BUFFERS, max_batch, image_size, image_size, 3)
+
+
+def _anonymous_file() -> BinaryIO:
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("captioner-pixels"), "r+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)  # not on Linux: deleted already, and cached at least
+
+
+def _socket_of(connection: Connection[Any, Any]) -> socket.socket:
+    """Another handle of the socket, to be closed after use."""
+    return socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)

@@ -1,0 +1,52 @@
+"""Which model, and which engine to run it in. Imported by the engine's process: nothing heavy."""
+
+from __future__ import annotations
+
+from captioner.engine import CaptionModel, Engine, InlineEngine, ProcessEngine
+from captioner.errors import ModelLoadError
+from captioner.plugins import load_plugins
+from captioner.settings import Settings
+
+
+def open_engine(settings: Settings) -> Engine:
+    """The engine these settings ask for, not started yet."""
+    if settings.engine.inline:
+        return InlineEngine(lambda: load_model(settings), settings.engine.max_batch)
+    return ProcessEngine(load_model, (settings,), settings.engine, settings.log)
+
+
+def load_model(settings: Settings) -> CaptionModel:
+    """The model of the first plugin that provides one, or BLIP.
+
+    Raises:
+        ModelLoadError: it cannot be loaded.
+        PluginError: a plugin failed to provide one.
+    """
+    provided = load_plugins(settings.plugins).first(
+        "provide_captioner", check=_require_model, settings=settings
+    )
+    if provided is not None:
+        model: CaptionModel = provided
+        return model
+    try:
+        from captioner.inference import load_captioner  # torch: only where a model is wanted
+    except ImportError as error:
+        raise ModelLoadError(
+            f"a worker needs what `pip install captioner[worker]` installs: {error}"
+        ) from error
+    wanted = settings.model
+    return load_captioner(
+        wanted.id,
+        revision=wanted.revision,
+        device=wanted.device,
+        dtype=wanted.dtype,
+        backend=wanted.backend,
+    )
+
+
+def _require_model(candidate: object) -> None:
+    missing = [
+        name for name in ("info", "check", "generate", "close") if not hasattr(candidate, name)
+    ]
+    if missing:
+        raise TypeError(f"gave {type(candidate).__name__}, which has no {missing[0]}")

@@ -1,0 +1,49 @@
+"""What an engine asks of a model: BLIP, a plugin's, or the fake one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from captioner.domain import ModelInfo
+from captioner.options import GenerationOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Generated(Protocol):
+    """One generated caption, as `captioner.inference` returns it."""
+
+    @property
+    def text(self) -> str: ...  # noqa: D102  # explained in captioner.inference
+    @property
+    def continuation(self) -> str: ...  # noqa: D102
+    @property
+    def score(self) -> float: ...  # noqa: D102
+    @property
+    def beam_score(self) -> float | None: ...  # noqa: D102
+
+
+class CaptionModel(Protocol):
+    """What the engine needs of a model, as `captioner.inference` and the fake one have it."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Which model this is."""
+        ...
+
+    def check(self, options: GenerationOptions) -> None:
+        """Raise `JobError` if these options can never work with this model."""
+        ...
+
+    def generate(
+        self, images: Sequence[NDArray[np.uint8]], options: Sequence[GenerationOptions]
+    ) -> Sequence[Sequence[Generated]]:
+        """Captions of each image, best first. The images are only lent, and not to be changed."""
+        ...
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        ...
