@@ -29,8 +29,8 @@ from captioner.evaluate import (
 from captioner.evaluate.metrics import overlap
 from captioner.options import PAPER, GenerationOptions
 from captioner.pipeline import Pipeline
-from captioner.service import open_plugins
-from captioner.settings import MediaSettings, Settings
+from captioner.sampling import InlineSampler, open_plugins
+from captioner.settings import MediaSettings, PluginSettings
 from captioner.testing import FakeCaptionModel
 
 MODEL = ModelInfo(
@@ -199,8 +199,9 @@ class Stage:
         self.model = FakeCaptionModel()
         self.engine = InlineEngine(lambda: self.model, max_batch=2)
         self.engine.start()
-        settings = Settings(media=MediaSettings(allowed_roots=(folder,)))
-        self.pipeline = Pipeline(self.engine, open_plugins(settings), settings.media)
+        limits = MediaSettings(allowed_roots=(folder,))
+        sampler = InlineSampler(open_plugins(PluginSettings(), limits))
+        self.pipeline = Pipeline(self.engine, sampler, limits)
         self.pictures = [picture(number) for number in range(1, 6)]
         for number in range(1, 6):
             Image.new("RGB", (9, 9), (number * 20, 0, 0)).save(folder / f"{number}.png")

@@ -11,9 +11,10 @@ import pytest
 
 from captioner import CaptionRequest, Event, Frame, JobError, Media, Source, hookimpl, hookspecs
 from captioner.errors import ErrorCode, PluginError
-from captioner.plugins import ENTRY_POINT_GROUP, Plugins, load_plugins
+from captioner.plugins import Plugins, load_plugins
 from captioner.settings import PluginSettings
 from captioner.testing import registered_plugin
+from distributions import install
 
 MEDIA = Media(Path("/x"), "/x")
 REQUEST = CaptionRequest(source=Source("/x"))
@@ -36,9 +37,14 @@ class Gives:
         self.heard.append(event)
 
 
+def check(item: object) -> None:
+    if not isinstance(item, Frame):
+        raise TypeError("gave no Frame")
+
+
 def sample(plugins: Plugins) -> Any:
-    return plugins.provide(
-        "sample_frames", collect=list, media=MEDIA, request=REQUEST, image_size=2
+    return list(
+        plugins.stream("sample_frames", check=check, media=MEDIA, request=REQUEST, image_size=2)
     )
 
 
@@ -50,7 +56,7 @@ def test_the_first_provider_with_a_result_wins() -> None:
 
 
 def test_no_provider_is_no_result() -> None:
-    assert sample(Plugins()) is None
+    assert sample(Plugins()) == []
 
 
 def test_a_failing_provider_is_named_and_the_others_are_not_asked() -> None:
@@ -69,6 +75,13 @@ def test_an_iterator_that_fails_while_it_runs_is_the_providers_fault() -> None:
     plugins = Plugins()
     plugins.register(Gives(frames()), "guilty")
     with pytest.raises(PluginError, match="guilty"):
+        sample(plugins)
+
+
+def test_a_wrong_item_is_the_providers_fault() -> None:
+    plugins = Plugins()
+    plugins.register(Gives(["no frame"]), "guilty")
+    with pytest.raises(PluginError, match=r"'guilty' failed in sample_frames: TypeError: gave no"):
         sample(plugins)
 
 
@@ -120,16 +133,7 @@ def test_the_kit_takes_its_plugin_out_again() -> None:
     plugins = Plugins()
     with registered_plugin(plugins, Gives([FRAME])):
         assert sample(plugins) == [FRAME]
-    assert sample(plugins) is None
-
-
-def install(folder: Path, name: str, code: str) -> None:
-    """A distribution as pip would leave it in site-packages."""
-    (folder / f"{name}.py").write_text(code)
-    info = folder / f"{name}-1.2.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
-    (info / "entry_points.txt").write_text(f"[{ENTRY_POINT_GROUP}]\n{name} = {name}\n")
+    assert sample(plugins) == []
 
 
 GOOD = "from captioner import hookimpl\n@hookimpl\ndef observe(event): pass\n"

@@ -17,6 +17,7 @@ import pluggy
 if TYPE_CHECKING:
     from captioner.domain import CaptionRequest, Frame, Media
     from captioner.events import Event
+    from captioner.model import CaptionModel
     from captioner.settings import Settings
 
 hookspec = pluggy.HookspecMarker("captioner")
@@ -30,10 +31,25 @@ def sample_frames(media: Media, request: CaptionRequest, image_size: int) -> Ite
 
     The built-in provider, asked last, treats everything as a still image: one frame.
 
+    Called in a decoder process, which has limits and loads the plugins anew: a plugin shares
+    nothing in memory with its other hooks. An iterator is asked for its frames one by one.
+
     Args:
         media: the source, brought to this machine.
         request: what the client asked for.
         image_size: height and width in pixels that every frame must have.
+    """
+
+
+@hookspec(firstresult=True)
+def provide_captioner(settings: Settings) -> CaptionModel | None:
+    """Load another model than BLIP; None leaves it to the next plugin, and BLIP is the last.
+
+    Called once, in the process that runs the model. What is returned works on batches of RGB
+    squares of `info.image_size` and is never called by two threads at once.
+
+    Args:
+        settings: of the worker; `settings.model.id` says which model its operator wants.
     """
 
 

@@ -37,10 +37,6 @@ class PluginInfo:
     error: str | None = None
 
 
-def _as_it_is(result: Any) -> Any:
-    return result
-
-
 class Plugins:
     """The plugins of one process."""
 
@@ -98,28 +94,49 @@ class Plugins:
         for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             yield implementation.plugin_name, implementation
 
-    def provide(
-        self, hook: str, *, collect: Callable[[Any], Any] = _as_it_is, **arguments: Any
-    ) -> Any:
-        """Ask the providers of `hook` in order; the first result that is not None.
+    def stream(self, hook: str, *, check: Callable[[Any], None], **arguments: Any) -> Iterator[Any]:
+        """Ask the providers of `hook` in order, and yield from the first result that is not None.
 
         Args:
-            hook: name of a provider hook.
-            collect: applied to the result, such as `list` where it is an iterator that may fail
-                while it runs: whose fault that is can be told only here.
+            hook: name of a provider hook whose result can be iterated over.
+            check: raises when an item is not what the hook asks for.
             arguments: the hook's own.
 
         Raises:
-            PluginError: a plugin raised something other than a `JobError`.
+            PluginError: a plugin raised something other than these, or gave a wrong item.
             JobError: as raised by a plugin on purpose, such as `decode_failed`.
+            MemoryError: whose fault that is nobody can tell.
         """
         for name, implementation in self._implementations(hook):
             try:
                 result = implementation.function(*[arguments[a] for a in implementation.argnames])
                 if result is not None:
-                    return collect(result)
-            except JobError:
+                    for item in result:
+                        check(item)
+                        yield item
+                    return
+            except (JobError, MemoryError):
                 raise
+            except Exception as error:
+                raise PluginError(name, hook, error) from error
+
+    def first(self, hook: str, *, check: Callable[[Any], None], **arguments: Any) -> Any:
+        """Ask the providers of `hook` in order for one thing; None when none of them has it.
+
+        Args:
+            hook: name of a provider hook.
+            check: raises when a result is not what the hook asks for.
+            arguments: the hook's own.
+
+        Raises:
+            PluginError: a plugin raised, or gave something wrong.
+        """
+        for name, implementation in self._implementations(hook):
+            try:
+                result = implementation.function(*[arguments[a] for a in implementation.argnames])
+                if result is not None:
+                    check(result)
+                    return result
             except Exception as error:
                 raise PluginError(name, hook, error) from error
         return None

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from captioner.cli.environment import Device, Dtype, Json, Model, settings_from
+from captioner.cli.items import SUFFIXES
 from captioner.cli.output import console, print_json, progress_bar, remarks
 from captioner.cli.requests import Option, Prompt, parse_options
 from captioner.domain import Caption, CaptionRequest, Source
@@ -19,8 +20,6 @@ from captioner.errors import JobError
 from captioner.logs import configure_logging
 from captioner.options import GenerationOptions
 from captioner.settings import Settings
-
-SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def caption(
@@ -81,17 +80,20 @@ def _run(
 ) -> Iterator[tuple[Path, Sequence[Caption], JobError | None]]:
     """Caption the files in shared batches and yield them in their order."""
     # Here, because the other commands run where the extra `worker` is not installed.
+    from captioner.engine import InlineEngine
+    from captioner.loading import load_model
     from captioner.pipeline import Pipeline
-    from captioner.service import open_engine, open_plugins
+    from captioner.sampling import InlineSampler, open_plugins
 
     # What the user names on this machine may be read, wherever it is.
     folders = tuple({file.resolve().parent for file in files})
     limits = settings.media.model_copy(update={"allowed_roots": folders})
     with remarks.status("loading the model"):
-        engine = open_engine(settings)
+        engine = InlineEngine(lambda: load_model(settings), settings.engine.max_batch)
         engine.start()
     try:
-        pipeline = Pipeline(engine, open_plugins(settings), limits)
+        plugins = open_plugins(settings.plugins, limits)
+        pipeline = Pipeline(engine, InlineSampler(plugins), limits)
 
         def run(file: Path) -> tuple[Path, Sequence[Caption], JobError | None]:
             request = CaptionRequest(source=Source(str(file.absolute())), options=options)

@@ -134,22 +134,24 @@ def _caption(
     path: Path,
 ) -> tuple[ModelInfo, Predictions]:
     """Caption what is not captioned yet; the model, and what it said of every picture."""
+    from captioner.engine import InlineEngine
     from captioner.evaluate import Predictions, caption_missing
+    from captioner.loading import load_model
     from captioner.pipeline import Pipeline
-    from captioner.service import open_engine, open_plugins
+    from captioner.sampling import InlineSampler, open_plugins
 
     # What the user names on this machine may be read, wherever its links lead.
     roots = tuple({(folder / picture.file).resolve().parent for picture in pictures})
     limits = settings.media.model_copy(update={"allowed_roots": roots})
     with remarks.status("loading the model"):
-        engine = open_engine(settings)
+        engine = InlineEngine(lambda: load_model(settings), settings.engine.max_batch)
         engine.start()
     try:
         with Predictions(path, engine.info, options) as made, progress_bar() as progress:
             done = sum(made.has(picture) for picture in pictures)
             task = progress.add_task("captioning", total=len(pictures), completed=done)
             failed = caption_missing(
-                Pipeline(engine, open_plugins(settings), limits),
+                Pipeline(engine, InlineSampler(open_plugins(settings.plugins, limits)), limits),
                 pictures,
                 folder,
                 options,

@@ -46,7 +46,9 @@ _TURNS = {
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def decode_image(media: Media, limits: MediaSettings) -> Image.Image:
+def decode_image(
+    media: Media, limits: MediaSettings, wanted_side: int | None = None
+) -> Image.Image:
     """Decode a still image, or the first picture of an animation.
 
     Bytes and pixels are checked before anything is decoded. Colour profiles are not followed,
@@ -56,28 +58,34 @@ def decode_image(media: Media, limits: MediaSettings) -> Image.Image:
         media: The file; its name and its media type are not believed.
         limits: `max_image_bytes` and `max_image_pixels`. A pixel limit above Pillow's own
             (about 89 million) raises that for the whole process.
+        wanted_side: what the picture will be resized to. Where `scaled_jpeg` is set, a JPEG that
+            is large enough is decoded at 1/2, 1/4 or 1/8 of its size, from its coefficients.
 
     Returns:
         Mode RGB, turned upright by its EXIF orientation, transparency composited on white.
 
     Raises:
         JobError: `media_too_large`; `unsupported_media_type` when the content is of no known
-            format; `pixel_limit`, also when memory does not suffice; `decode_failed` for
-            everything a decoder stumbles over; `fetch_failed` when the file cannot be read.
+            format; `pixel_limit`; `decode_failed` for everything a decoder stumbles over;
+            `fetch_failed` when the file cannot be read.
+        MemoryError: memory does not suffice.
     """
     data = _read(media, limits.max_image_bytes)
     with decoding(media):
-        return _decode(data, media.name, limits)
+        return _decode(data, media.name, limits, wanted_side if limits.scaled_jpeg else None)
 
 
 @contextlib.contextmanager
 def decoding(media: Media) -> Iterator[None]:
-    """Turn whatever a decoder raises into a `JobError`: the boundary, and the only one."""
+    """Turn what a decoder raises into a `JobError`: the boundary, and the only one.
+
+    `MemoryError` is left to whoever knows what memory there is.
+    """
     try:
         yield
-    except JobError:
+    except (JobError, MemoryError):
         raise
-    except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise JobError(
             ErrorCode.PIXEL_LIMIT, f"{media.name}: decoding it takes too much memory"
         ) from error
@@ -113,7 +121,7 @@ def _read(media: Media, limit: int) -> bytes:
     return data
 
 
-def _decode(data: bytes, name: str, limits: MediaSettings) -> Image.Image:
+def _decode(data: bytes, name: str, limits: MediaSettings, wanted_side: int | None) -> Image.Image:
     image_format = find_format(data)
     if image_format is None:
         raise JobError(
@@ -126,6 +134,10 @@ def _decode(data: bytes, name: str, limits: MediaSettings) -> Image.Image:
         _check_size(size, name, limits.max_image_pixels)
     with image_format.reader(io.BytesIO(data)) as image:
         _check_size(image.size, name, limits.max_image_pixels)
+        if wanted_side:
+            # Does nothing but for JPEG. Twice the side: what is resized afterwards is then nearly
+            # what it would have been (see CAPTIONER_MEDIA__SCALED_JPEG in media/README.md).
+            image.draft(None, (2 * wanted_side, 2 * wanted_side))
         rgb = to_rgb(image)
         # Read after loading: PNG may keep EXIF behind the pixels, TIFF is turned by loading.
         turn = _TURNS.get(_orientation(image))

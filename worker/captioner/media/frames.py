@@ -19,7 +19,8 @@ def still_frame(media: Media, size: int, limits: MediaSettings) -> Frame:
     """Decode an image into the one frame of a still picture.
 
     The pixels are bit-equal to those of BLIP's own processor (`backend="pil"`) before it
-    normalises: squashed without keeping proportions, bicubic, rounded to 8 bits.
+    normalises: squashed without keeping proportions, bicubic, rounded to 8 bits. With `scaled_jpeg`
+    those of large JPEGs are so nearly.
 
     Args:
         media: The file.
@@ -32,7 +33,7 @@ def still_frame(media: Media, size: int, limits: MediaSettings) -> Frame:
     Raises:
         JobError: as for `decode_image`.
     """
-    image = decode_image(media, limits)
+    image = decode_image(media, limits, size)
     with decoding(media):
         squashed = image.resize((size, size), Image.Resampling.BICUBIC)
         return Frame(np.array(squashed))

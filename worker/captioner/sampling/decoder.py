@@ -1,0 +1,111 @@
+"""One decoder, as the worker sees it: it gets a job, gives frames, and may die of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+from collections.abc import Generator
+
+from captioner.children import Child
+from captioner.domain import CaptionRequest, Frame, Media
+from captioner.errors import CrashError, ErrorCode, JobError
+from captioner.sampling.process import run_decoder
+from captioner.sampling.wire import Ready, max_bytes, unpack
+from captioner.settings import LogSettings, MediaSettings, PluginSettings
+
+#: Longest time in seconds that a decoder may take to load its plugins.
+START_SECONDS = 60.0
+#: How long in seconds a process that has closed its pipe may take to end.
+END_SECONDS = 2.0
+
+
+class Decoder:
+    """A process that works on one job at a time. Not safe for threads."""
+
+    def __init__(self, plugins: PluginSettings, limits: MediaSettings, log: LogSettings) -> None:
+        """Start the process and wait until it is ready.
+
+        Raises:
+            JobError: it does not start.
+        """
+        self._timeout_seconds = limits.decode_timeout_seconds
+        self._child = Child("decoder", run_decoder, plugins, limits, log)
+        #: False while it works, and for ever once it has retired.
+        self._free = False
+        try:
+            self._set_timeout(START_SECONDS)
+            self._free = isinstance(self._receive(0), Ready)
+            self._set_timeout(self._timeout_seconds)
+        except (EOFError, OSError, ValueError) as error:
+            raise JobError(
+                ErrorCode.INTERNAL, f"a decoder does not start: it {self._ending(error)}"
+            ) from error
+        finally:
+            if not self._free:
+                self.close()
+
+    @property
+    def usable(self) -> bool:
+        """True when it can take a job; a process that waits for one may be killed, too."""
+        # It has nothing to say then: what can be read is the end of the pipe.
+        return self._free and not self._child.connection.poll(0)
+
+    def sample(
+        self, media: Media, request: CaptionRequest, image_size: int
+    ) -> Generator[Frame, None, None]:
+        """The frames of one job; see `Sampler.sample`.
+
+        Afterwards, and when it is closed early, `usable` says whether it can take another job.
+        """
+        self._free = False
+        try:
+            self._child.connection.send((media, request, image_size))
+            while isinstance(message := self._receive(image_size), Frame):
+                yield message
+        except (EOFError, OSError, ValueError) as error:
+            raise self._failure(media, error) from error
+        if message.error:
+            raise message.error
+
+    def close(self) -> None:
+        """End the process: what it works on is not wanted."""
+        self._free = False
+        self._child.kill()
+
+    def _receive(self, image_size: int) -> Frame | Ready:
+        message = unpack(self._child.connection.recv_bytes(max_bytes(image_size)), image_size)
+        if isinstance(message, Ready):
+            self._free = not message.retires
+        return message
+
+    def _failure(self, media: Media, error: Exception) -> JobError:
+        slow = isinstance(error, BlockingIOError)
+        ending = "" if slow else self._ending(error)
+        if slow or self._child.exit_code == -signal.SIGXCPU:
+            return JobError(
+                ErrorCode.DECODE_FAILED,
+                f"{media.name}: decoding it took longer than {self._timeout_seconds:g} s "
+                "(CAPTIONER_MEDIA__DECODE_TIMEOUT_SECONDS)",
+            )
+        return CrashError(ErrorCode.WORKER_LOST, f"{media.name}: its decoder {ending}")
+
+    def _ending(self, error: Exception) -> str:
+        """How the process ended, or why it is to be ended, in words that follow `it`."""
+        if isinstance(error, ValueError):
+            return f"gave an answer that makes no sense: {error}"
+        if isinstance(error, BlockingIOError):
+            return "gave no answer in time"
+        code = self._child.end(END_SECONDS)
+        if code >= 0:
+            return f"ended with exit code {code}"
+        return f"was killed by {signal.Signals(-code).name}"
+
+    def _set_timeout(self, seconds: float) -> None:
+        """Let the kernel end every wait for the pipe, also one within a message."""
+        whole = int(seconds)
+        timeval = struct.pack("ll", whole, max(1, int((seconds - whole) * 1e6)))
+        with socket.socket(fileno=os.dup(self._child.connection.fileno())) as pipe:
+            pipe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+            pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)

@@ -1,0 +1,72 @@
+"""Decoding in this process: the work itself, which a decoder process does behind its pipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import numpy as np
+
+from captioner.domain import CaptionRequest, Frame, Media
+from captioner.errors import ErrorCode, JobError
+from captioner.media import StillImages
+from captioner.media.slots import Slots
+from captioner.plugins import Plugins, load_plugins
+from captioner.settings import MediaSettings, PluginSettings
+
+
+def open_plugins(settings: PluginSettings, limits: MediaSettings) -> Plugins:
+    """The installed plugins and the built-in still image, which is asked last."""
+    plugins = load_plugins(settings)
+    plugins.register(StillImages(limits), "still_image")
+    return plugins
+
+
+class InlineSampler:
+    """Asks the plugins in the caller's thread; see `Sampler` for the contract."""
+
+    def __init__(self, plugins: Plugins) -> None:
+        """`plugins` include the still image."""
+        self._plugins = plugins
+        # Threads wait for networks by the dozen, but decode only as many as there are cores:
+        # each decoded picture may take hundreds of megabytes.
+        self._slots = Slots(os.cpu_count() or 1, {})
+
+    def sample(
+        self, media: Media, request: CaptionRequest, image_size: int
+    ) -> Generator[Frame, None, None]:
+        """The frames of the first plugin that knows this media; see `Sampler.sample`."""
+
+        def check(frame: object) -> None:
+            pixels = getattr(frame, "pixels", None)
+            if not isinstance(frame, Frame) or not isinstance(pixels, np.ndarray):
+                raise TypeError(f"gave {type(frame).__name__} instead of a Frame of an array")
+            if pixels.dtype != np.uint8 or pixels.shape != (image_size, image_size, 3):
+                raise ValueError(
+                    f"gave a frame of {pixels.dtype} {list(pixels.shape)} "
+                    f"instead of uint8 {[image_size, image_size, 3]}"
+                )
+
+        self._slots.acquire(request.lane)
+        try:
+            count = 0
+            for frame in self._plugins.stream(
+                "sample_frames", check=check, media=media, request=request, image_size=image_size
+            ):
+                count += 1
+                yield frame
+            if not count:
+                raise JobError(ErrorCode.VIDEO_NO_FRAMES, f"no frame was found in {media.name}")
+        except MemoryError as error:
+            # Not tried again: the same media takes the same memory.
+            raise JobError(
+                ErrorCode.OUT_OF_MEMORY,
+                f"{media.name}: decoding it takes too much memory "
+                "(CAPTIONER_MEDIA__DECODER_MEMORY_BYTES limits each decoder)",
+                retryable=False,
+            ) from error
+        finally:
+            self._slots.release(request.lane)
+
+    def close(self) -> None:
+        """Nothing is held."""

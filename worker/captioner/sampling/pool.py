@@ -1,0 +1,90 @@
+"""Decoders for many threads: about one a core, started when they are needed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Generator
+
+from captioner.domain import CaptionRequest, Frame, Lane, Media
+from captioner.media.slots import SHARES, Slots
+from captioner.plugins import Plugins
+from captioner.sampling.api import Sampler
+from captioner.sampling.decoder import Decoder
+from captioner.sampling.inline import InlineSampler
+from captioner.settings import LogSettings, MediaSettings, PluginSettings, Settings
+
+
+class ChildSampler:
+    """Samples in processes of their own; see `Sampler` for the contract.
+
+    A decoder that dies, hangs or takes too much fails the one job it works on; the next job gets a
+    fresh one.
+    """
+
+    def __init__(self, plugins: PluginSettings, limits: MediaSettings, log: LogSettings) -> None:
+        """The decoders load the plugins themselves.
+
+        Args:
+            plugins: which of the installed plugins they load.
+            limits: of what they read, and of themselves.
+            log: how they log, to this process's standard error.
+        """
+        self._settings = (plugins, limits, log)
+        count = limits.decoders or max(2, os.cpu_count() or 1)
+        # A video keeps its decoder for long; bulk pictures need no share, as theirs come free.
+        self._slots = Slots(count, {Lane.VIDEO: SHARES[Lane.VIDEO]})
+        self._lock = threading.Lock()
+        #: The one used last is used first, so that few processes run where few suffice.
+        self._idle: list[Decoder] = []
+        self._closed = False
+
+    def sample(
+        self, media: Media, request: CaptionRequest, image_size: int
+    ) -> Generator[Frame, None, None]:
+        """The frames, from a decoder that this job has for itself; see `Sampler.sample`."""
+        self._slots.acquire(request.lane)
+        try:
+            decoder = self._take()
+            try:
+                yield from decoder.sample(media, request, image_size)
+            finally:
+                self._put_back(decoder)
+        finally:
+            self._slots.release(request.lane)
+
+    def close(self) -> None:
+        """End the decoders; one that still works ends with its job."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for decoder in idle:
+            decoder.close()
+
+    def _take(self) -> Decoder:
+        with self._lock:
+            while self._idle:
+                decoder = self._idle.pop()
+                if decoder.usable:
+                    return decoder
+                decoder.close()
+        return Decoder(*self._settings)
+
+    def _put_back(self, decoder: Decoder) -> None:
+        with self._lock:
+            if decoder.usable and not self._closed:
+                self._idle.append(decoder)
+                return
+        decoder.close()
+
+
+def open_sampler(settings: Settings, plugins: Plugins) -> Sampler:
+    """The sampler these settings ask for.
+
+    Args:
+        settings: of this process.
+        plugins: of this process, for decoding in its threads.
+    """
+    if settings.media.decoders == 0:
+        return InlineSampler(plugins)
+    return ChildSampler(settings.plugins, settings.media, settings.log)
