@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from threading import Barrier
@@ -15,7 +16,7 @@ from sqlalchemy import text
 from captioner.domain import Caption, CaptionRequest, Job, JobState, Outcome, Source
 from captioner.errors import DuplicateClientKeyError
 from captioner.options import GenerationOptions
-from captioner.store import Store, create_store_engine, upgrade
+from captioner.store import Lost, Store, create_store_engine, upgrade
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -165,7 +166,7 @@ def test_stamps_claims_records_and_cancels_never_wait_for_each_other_in_a_circle
             mine = shuffled(ids, number * 100 + turn)
             store = stores[number % 2]
             if number % 4 == 0:
-                store.mark_dispatched(mine)
+                store.mark_dispatched([mine[:40], mine[40:]])
             elif number % 4 == 1:
                 store.claim(mine, "w")
             elif number % 4 == 2:
@@ -206,3 +207,29 @@ def test_one_bad_row_among_threads_harms_nobody(stores: list[Store]) -> None:
     assert counts[JobState.FAILED] == THREADS
     assert counts[JobState.SUCCEEDED] == THREADS * 3
     assert events_by_job(stores[0]) == dict.fromkeys(ids, 1)
+
+
+def test_a_lost_job_that_a_living_worker_just_took_stays_its_own(postgres_url: str) -> None:
+    """The sweeper has found it and waits for its lock; when it gets it, the job is not lost."""
+    upgrade(postgres_url)
+    with Store(create_store_engine(postgres_url)) as store, ThreadPoolExecutor(1) as pool:
+        alive = store.register_worker("alive")
+        (job_id,) = submit(store, 1)
+        store.claim([job_id], "dead")
+        with store._database.transaction() as connection:
+            # What somebody else's sweep and the living worker's claim have made of it.
+            taken = text("UPDATE jobs SET owner = :owner, attempt = 2 WHERE id = :id")
+            connection.execute(taken, {"owner": alive, "id": job_id})
+            sweep = pool.submit(store.expire_workers, timedelta(minutes=1), 10, max_attempts=20)
+            until_somebody_waits_for_a_lock(store)
+        assert sweep.result(timeout=60) == Lost(workers=0, requeued=0, failed=0)
+        assert store.record([success(job_id, attempt=2)]) == {job_id}
+
+
+def until_somebody_waits_for_a_lock(store: Store) -> None:
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    deadline = time.monotonic() + 60
+    with store._database.reading() as connection:
+        while not connection.scalar(waiting):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)

@@ -210,7 +210,7 @@ def test_many_jobs_keep_their_order(store: Store) -> None:
 def test_dispatched_jobs_need_no_message(store: Store) -> None:
     old, sent = submit(store, request("1", lane=Lane.BULK), request("2"))
     store.add([request("3")], now=NOON + timedelta(hours=1))
-    store.mark_dispatched([sent], now=NOON)
+    store.mark_dispatched([[sent]], now=NOON)
     assert store.undispatched(NOON + timedelta(minutes=1), 10) == [(old, Lane.BULK)]
     assert store.get(sent).dispatched_at == NOON
 

@@ -21,7 +21,15 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import text
 
-from captioner.domain import Caption, CaptionRequest, JobFailure, JobState, Outcome, Source
+from captioner.domain import (
+    Caption,
+    CaptionRequest,
+    JobFailure,
+    JobState,
+    Outcome,
+    Requeue,
+    Source,
+)
 from captioner.errors import DuplicateClientKeyError, ErrorCode
 from captioner.store import Store, create_store_engine, upgrade
 
@@ -54,6 +62,11 @@ class Books(RuleBasedStateMachine):
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.state: dict[UUID, JobState] = {}
         self.attempt: dict[UUID, int] = {}
+        self.owner: dict[UUID, str] = {}
+        self.alive: set[str] = set()
+        self.not_before: dict[UUID, datetime] = {}
+        self.deadline: dict[UUID, datetime] = {}
+        self.counts: dict[UUID, tuple[int, int]] = {}
         self.keys: dict[str, tuple[str, UUID]] = {}
 
     def teardown(self) -> None:
@@ -66,11 +79,17 @@ class Books(RuleBasedStateMachine):
             st.tuples(st.sampled_from("ab"), st.none() | st.sampled_from(["k", "l", "m"])),
             max_size=4,
         ),
+        seconds=st.none() | st.integers(1, 5),
     )
-    def add(self, wanted: list[tuple[str, str | None]]) -> MultipleResults[UUID]:
+    def add(
+        self, wanted: list[tuple[str, str | None]], seconds: int | None
+    ) -> MultipleResults[UUID]:
         self.now += timedelta(seconds=1)
+        deadline = self.now + timedelta(seconds=seconds) if seconds else None
         asked = [
-            CaptionRequest(source=Source(f"/{name}"), client_key=key, id=next(self.ids))
+            CaptionRequest(
+                source=Source(f"/{name}"), client_key=key, id=next(self.ids), deadline_at=deadline
+            )
             for name, key in wanted
         ]
         sources = {key: source for key, (source, _) in self.keys.items()}
@@ -88,20 +107,118 @@ class Books(RuleBasedStateMachine):
             assert one.created == (one.job.id not in self.state)
             self.state.setdefault(one.job.id, JobState.QUEUED)
             self.attempt.setdefault(one.job.id, 0)
+            self.counts.setdefault(one.job.id, (0, 0))
+            if one.created and deadline:
+                self.deadline[one.job.id] = deadline
             if key is not None:
                 assert self.keys.setdefault(key, (name, one.job.id)) == (name, one.job.id)
         return multiple(*dict.fromkeys(one.job.id for one in added))
 
-    @rule(ids=st.lists(jobs, max_size=4))
-    def claim(self, ids: list[UUID]) -> None:
-        taken = self.store.claim(ids, "w", now=self.now)
+    @rule(seconds=st.integers(1, 5))
+    def time_passes(self, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    @rule(owner=st.sampled_from(["v", "w"]))
+    def work(self, owner: str) -> None:
+        if not self.store.heartbeat(owner, now=self.now):
+            assert owner not in self.alive
+            self.store.register_worker(owner, worker_id=owner, now=self.now)
+            self.alive.add(owner)
+
+    @rule(ids=st.lists(jobs, max_size=4), owner=st.sampled_from(["v", "w"]))
+    def claim(self, ids: list[UUID], owner: str) -> None:
+        taken = self.store.claim(ids, owner, now=self.now)
         assert {job.id for job in taken} == {
-            one for one in ids if self.state[one] is JobState.QUEUED
+            one
+            for one in ids
+            if self.state[one] is JobState.QUEUED
+            and self.not_before.get(one, self.now) <= self.now
+            and (one not in self.deadline or self.now < self.deadline[one])
         }
         for job in taken:
             self.state[job.id] = JobState.PROCESSING
             self.attempt[job.id] += 1
+            self.owner[job.id] = owner
+            self.not_before.pop(job.id, None)
             assert job.attempt == self.attempt[job.id]
+
+    @rule(
+        asked=st.lists(
+            st.tuples(
+                jobs,
+                st.integers(0, 1),
+                st.none() | st.integers(0, 5),
+                st.none() | TEXTS,
+                st.booleans(),
+            ),
+            max_size=4,
+        )
+    )
+    def requeue(self, asked: list[tuple[UUID, int, int | None, str | None, bool]]) -> None:
+        first: dict[tuple[UUID, int], Requeue] = {}
+        for job_id, stale, seconds, words, crashed in asked:
+            attempt = self.attempt[job_id] - stale
+            failure = None if words is None else JobFailure(ErrorCode.INTERNAL, words, True)
+            not_before = None if seconds is None else self.now + timedelta(seconds=seconds)
+            one = Requeue(
+                job_id=job_id,
+                attempt=attempt,
+                not_before=not_before,
+                failure=failure,
+                crashed=crashed,
+            )
+            first.setdefault((job_id, attempt), one)
+        expected = {
+            one.job_id: one
+            for one in first.values()
+            if self.state[one.job_id] is JobState.PROCESSING
+            and one.attempt == self.attempt[one.job_id]
+        }
+        assert self.store.requeue([*first.values()]) == set(expected)
+        for job_id, one in expected.items():
+            self.state[job_id] = JobState.QUEUED
+            retries, crashes = self.counts[job_id]
+            self.counts[job_id] = (retries + (one.failure is not None), crashes + one.crashed)
+            if one.not_before:
+                self.not_before[job_id] = one.not_before
+
+    @rule(silent=st.integers(1, 5))
+    def expire_workers(self, silent: int) -> None:
+        lost = self.store.expire_workers(
+            timedelta(seconds=silent), 1_000, max_attempts=3, now=self.now
+        )
+        known = {owner for owner in self.alive if self.store.heartbeat(owner, now=self.now)}
+        assert len(self.alive - known) == lost.workers
+        self.alive = known
+        mine = [
+            one
+            for one, state in self.state.items()
+            if state is JobState.PROCESSING and self.owner[one] not in known
+        ]
+        failed = [one for one in mine if self.attempt[one] >= 3]
+        assert (lost.requeued, lost.failed) == (len(mine) - len(failed), len(failed))
+        self.state |= dict.fromkeys(mine, JobState.QUEUED) | dict.fromkeys(failed, JobState.FAILED)
+
+    @rule()
+    def expire_overdue(self) -> None:
+        overdue = {
+            one
+            for one, deadline in self.deadline.items()
+            if self.state[one] is JobState.QUEUED and deadline <= self.now
+        }
+        assert set(self.store.expire_overdue(1_000, now=self.now)) == overdue
+        self.state |= dict.fromkeys(overdue, JobState.EXPIRED)
+
+    @rule()
+    def release_due(self) -> None:
+        due = {
+            one
+            for one, moment in self.not_before.items()
+            if self.state[one] is JobState.QUEUED and moment <= self.now
+        }
+        assert self.store.release_due(1_000, now=self.now) == len(due)
+        for one in due:
+            del self.not_before[one]
 
     @rule(
         outcomes=st.lists(
@@ -145,6 +262,7 @@ class Books(RuleBasedStateMachine):
     def the_books_agree(self) -> None:
         found = {job.id: job for job in self.store.list_jobs(limit=1_000)}
         assert {one: job.state for one, job in found.items()} == self.state
+        assert {one: (job.retries, job.crashes) for one, job in found.items()} == self.counts
         counts = self.store.count_by_state()
         assert sum(counts.values()) == len(self.state)
         with self.store._database.reading() as connection:
@@ -164,5 +282,5 @@ class Books(RuleBasedStateMachine):
         }
 
 
-Books.TestCase.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
+Books.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
 TestBooks = Books.TestCase

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,8 @@ class Lane(StrEnum):
 
     INTERACTIVE = "interactive"
     BULK = "bulk"
+    #: In a queue of its own: a long video would hold many pictures up.
+    VIDEO = "video"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +123,12 @@ class CaptionRequest:
     #: Opaque to captioner; stored, and echoed in results and events.
     metadata: Mapping[str, Any] = field(default_factory=dict)
     lane: Lane = Lane.INTERACTIVE
+    #: Of no use after this, with a time zone (kept as UTC); what has not ended by then expires.
+    deadline_at: datetime | None = None
     id: UUID = field(default_factory=uuid4)
 
     def __post_init__(self) -> None:
-        """Refuse an unusable client key."""
+        """Refuse an unusable client key or deadline."""
         key = self.client_key
         if key is not None and not 0 < len(key) <= MAX_CLIENT_KEY_CHARACTERS:
             raise InvalidRequestError(
@@ -132,6 +136,17 @@ class CaptionRequest:
             )
         if key is not None and "\x00" in key:
             raise InvalidRequestError("client_key must not contain NUL characters")
+        if self.deadline_at is not None:
+            object.__setattr__(self, "deadline_at", _deadline(self.deadline_at))
+
+
+def _deadline(value: object) -> datetime:
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise InvalidRequestError("deadline_at must be a time with a time zone")
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidRequestError("deadline_at is beyond the calendar") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,14 +225,22 @@ class Job:
     client_key: str | None
     metadata: Mapping[str, Any]
     lane: Lane
+    deadline_at: datetime | None
     #: Times this job was claimed by a worker; also the fencing token of a record.
     attempt: int
+    #: Attempts that failed and were followed by another; those handed back or lost do not count.
+    retries: int
+    #: Times a process died with this job alone in it.
+    crashes: int
     owner: str | None
+    #: A retry is not run before this; None: at once, or it is not waiting for one.
+    not_before: datetime | None
     created_at: datetime
     #: When its message was last given to the broker; None: never yet.
     dispatched_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
+    #: Why it failed; of a job that has not ended, why its last attempt did.
     failure: JobFailure | None
     model: ModelInfo | None
     #: Seconds by stage: `fetch`, `decode`, `engine`, `total`.
@@ -234,6 +257,7 @@ class Job:
             client_key=self.client_key,
             metadata=self.metadata,
             lane=self.lane,
+            deadline_at=self.deadline_at,
         )
 
     def as_mapping(self) -> dict[str, Any]:
@@ -246,7 +270,11 @@ class Job:
             "metadata": dict(self.metadata),
             "lane": self.lane.value,
             "options": self.options.as_mapping(),
+            "deadline_at": _iso(self.deadline_at),
             "attempt": self.attempt,
+            "retries": self.retries,
+            "crashes": self.crashes,
+            "not_before": _iso(self.not_before),
             "created_at": _iso(self.created_at),
             "started_at": _iso(self.started_at),
             "finished_at": _iso(self.finished_at),

@@ -1,60 +1,67 @@
-"""What every worker does beside its jobs: say that it lives, and publish what never was.
-
-The sweeper (expired owners, due retries, lost messages, retention) has its place here.
-"""
+"""What every worker does beside its jobs: say that it lives, and sweep when it is elected."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from captioner.celery import MAX_JOBS_PER_MESSAGE, CaptionerApp, publish
-from captioner.domain import Lane
-from captioner.errors import BrokerUnavailableError, CaptionerError
+from captioner.celery import CaptionerApp
+from captioner.errors import CaptionerError
+from captioner.store import Store
+from captioner.sweeper import Sweeper
 
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from captioner.store import Store
-
-#: A submitter publishes within moments of its commit; older than this, it did not.
-UNDISPATCHED_AFTER = timedelta(seconds=10)
-#: Most jobs published by one round.
-ROUND_LIMIT = 1_000
+#: A sweep that hangs on the broker does not hold up the end of a worker for longer.
+STOP_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
 
 class Housekeeping:
-    """A thread that wakes every heartbeat until it is stopped."""
+    """Two threads that wake every heartbeat until they are stopped.
 
-    def __init__(self, app: CaptionerApp, store: Store, owner: str) -> None:
-        """`owner` is this worker's id in SQL."""
-        self._app = app
+    Two, because a broker that hangs holds the sweeper up, and a worker whose heartbeat is late
+    loses its jobs.
+    """
+
+    def __init__(
+        self, app: CaptionerApp, store: Store, owner: str, look_after: Callable[[], None]
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            app: what the sweeper publishes through.
+            store: the database.
+            owner: this worker's id there.
+            look_after: called after every heartbeat; the service's view of its jobs.
+        """
+        self._look_after = look_after
         self._store = store
         self._owner = owner
+        self._sweeper = Sweeper(app, store, owner)
         self._interval_seconds = app.settings.worker.heartbeat_seconds
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(work,), name=name, daemon=True)
+            for name, work in (("heartbeat", self._live), ("sweeper", self._sweep))
+        ]
 
     def start(self) -> None:
-        """Begin; the first round runs at once."""
-        self._thread.start()
+        """Begin; the first rounds run at once."""
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End after the round in progress."""
+        """End after the rounds in progress, and let another worker sweep."""
         self._stopping.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join(STOP_SECONDS)
+        self._sweeper.release()
 
-    def _run(self) -> None:
+    def _repeat(self, work: Callable[[], None]) -> None:
         while True:
             try:
-                self._store.heartbeat(self._owner)
-                published = publish_undispatched(self._app, self._store)
-                if published:
-                    logger.info("published %d jobs whose message was never sent", published)
+                work()
             except CaptionerError as error:
                 logger.warning("housekeeping will try again: %s", error)
             except Exception:
@@ -62,25 +69,18 @@ class Housekeeping:
             if self._stopping.wait(self._interval_seconds):
                 return
 
+    def _live(self) -> None:
+        self._beat()
+        self._look_after()
 
-def publish_undispatched(app: CaptionerApp, store: Store, *, now: datetime | None = None) -> int:
-    """Publish queued jobs that have no message, oldest first; returns how many.
+    def _beat(self) -> None:
+        if self._store.heartbeat(self._owner):
+            return
+        name, _, _ = self._owner.rpartition("/")
+        self._store.register_worker(name, worker_id=self._owner)
+        logger.warning("this worker was silent for too long; jobs it had were given to others")
 
-    Two workers may publish the same job: the second message finds it claimed and ends.
-    """
-    created_before = (now or datetime.now(UTC)) - UNDISPATCHED_AFTER
-    waiting: dict[Lane, list[UUID]] = {lane: [] for lane in Lane}
-    for job_id, lane in store.undispatched(created_before, ROUND_LIMIT):
-        waiting[lane].append(job_id)
-    published = 0
-    for lane, job_ids in waiting.items():
-        for first in range(0, len(job_ids), MAX_JOBS_PER_MESSAGE):
-            chunk = job_ids[first : first + MAX_JOBS_PER_MESSAGE]
-            try:
-                publish(app, chunk, lane)
-            except BrokerUnavailableError as error:
-                logger.warning("%s; %d jobs wait in SQL", error, len(job_ids) - first)
-                return published
-            store.mark_dispatched(chunk)
-            published += len(chunk)
-    return published
+    def _sweep(self) -> None:
+        # After a pause of the whole process, this thread may be the first to run again.
+        self._beat()
+        self._sweeper.sweep()

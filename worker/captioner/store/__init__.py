@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from captioner.store.combined import CombinedStore
 from captioner.store.opening import SchemaStatus, open_store, schema_status, upgrade_schema
 from captioner.store.queries import Cursor
 from captioner.store.repository import Store
 from captioner.store.schema import current, head, require_current, upgrade
 from captioner.store.session import create_store_engine, engine_from_settings
 from captioner.store.submissions import Submission
+from captioner.store.upkeep import Lost
 
 __all__ = [
+    "CombinedStore",
     "Cursor",
+    "Lost",
     "SchemaStatus",
     "Store",
     "Submission",

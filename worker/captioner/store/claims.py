@@ -1,18 +1,19 @@
-"""Guarded transitions that need no result: claiming and canceling."""
+"""Taking jobs, and asking whether they are still wanted."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, insert, or_, update
+from sqlalchemy import Connection, Row, Update, bindparam, or_, select, update
 
 from captioner.domain import JobState
-from captioner.events import EVENT_TYPES
-from captioner.store.models import EventRow, JobRow
-from captioner.store.statements import among, locked
+from captioner.store.columns import UtcDateTime
+from captioner.store.models import JobRow, in_state
+from captioner.store.statements import among_parameter, id_list, locked
 
 
 def claim(
@@ -23,54 +24,35 @@ def claim(
     On PostgreSQL a claimant waits for another's claim of the same row and then finds it taken; it
     does not skip locked rows, because the other may roll back and nobody would have the job.
     """
-    rows = locked(among(connection, JobRow.id, ids))
+    dialect = connection.dialect.name
+    parameters = {"ids": id_list(dialect, ids), "claimant": owner, "now": now}
+    return list(connection.execute(_claim_statement(dialect), parameters))
+
+
+@functools.cache
+def _claim_statement(dialect: str) -> Update:
+    """Built once: building it takes longer than the database needs to run it."""
+    now = bindparam("now", type_=UtcDateTime())
+    rows = locked(among_parameter(dialect, JobRow.id, "ids"))
     due = or_(rows.c.not_before.is_(None), rows.c.not_before <= now)
-    statement = (
+    in_time = or_(rows.c.deadline_at.is_(None), rows.c.deadline_at > now)
+    return (
         update(JobRow)
-        .where(JobRow.id == rows.c.id, rows.c.state == JobState.QUEUED, due)
+        .where(JobRow.id == rows.c.id, rows.c.state == JobState.QUEUED, due, in_time)
         .values(
             state=JobState.PROCESSING,
             attempt=JobRow.attempt + 1,
-            owner=owner,
+            owner=bindparam("claimant"),
             started_at=now,
             not_before=None,
         )
         .returning(*JobRow.__table__.columns)
     )
-    return list(connection.execute(statement))
 
 
-def cancel(connection: Connection, ids: Collection[UUID], now: datetime) -> list[UUID]:
-    """End jobs that have not ended, with one event each; the ids of those."""
-    rows = locked(among(connection, JobRow.id, ids))
-    unfinished = rows.c.state.in_([JobState.QUEUED, JobState.PROCESSING])
-    statement = (
-        update(JobRow)
-        .where(JobRow.id == rows.c.id, unfinished)
-        .values(
-            state=JobState.CANCELED,
-            finished_at=now,
-            not_before=None,
-            error_code=None,
-            error_message=None,
-            error_retryable=None,
-        )
-        .returning(JobRow.id, JobRow.attempt)
+def claimed_by(connection: Connection, owner: str) -> set[tuple[UUID, int]]:
+    """Id and attempt of what is processing under this owner; an index holds just those."""
+    query = select(JobRow.id, JobRow.attempt).where(
+        in_state(JobState.PROCESSING), JobRow.owner == owner
     )
-    canceled = connection.execute(statement).all()
-    if canceled:
-        connection.execute(
-            insert(EventRow),
-            [
-                {
-                    "job_id": row.id,
-                    "type": EVENT_TYPES[JobState.CANCELED],
-                    "state": JobState.CANCELED,
-                    "attempt": row.attempt,
-                    "occurred_at": now,
-                    "data": {},
-                }
-                for row in canceled
-            ],
-        )
-    return [row.id for row in canceled]
+    return {(row.id, row.attempt) for row in connection.execute(query)}

@@ -30,9 +30,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         """To UTC; without the zone where the database could not keep it."""
         if value is None:
             return None
-        if value.tzinfo is None:
-            raise ValueError(f"a time to store must have a time zone: {value!r}")
-        value = value.astimezone(UTC)
+        value = utc(value)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
@@ -40,6 +38,17 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
+
+
+def utc(value: datetime) -> datetime:
+    """`value` in UTC.
+
+    Raises:
+        ValueError: it has no time zone.
+    """
+    if value.tzinfo is None:
+        raise ValueError(f"a time to store must have a time zone: {value!r}")
+    return value.astimezone(UTC)
 
 
 def enum_by_value(kind: type[StrEnum], name: str) -> Enum:

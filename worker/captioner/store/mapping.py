@@ -83,7 +83,9 @@ def job_values(request: CaptionRequest, *, created_at: datetime) -> dict[str, An
         "metadata": metadata,
         "client_key": request.client_key,
         "fingerprint": fingerprint(request),
+        "deadline_at": request.deadline_at,
         "attempt": 0,
+        "retries": 0,
         "crashes": 0,
         "created_at": created_at,
         "timings": {},
@@ -91,7 +93,11 @@ def job_values(request: CaptionRequest, *, created_at: datetime) -> dict[str, An
 
 
 def fingerprint(request: CaptionRequest) -> str:
-    """SHA-256 of what makes two requests the same: source and options."""
+    """SHA-256 of what makes two requests the same: source and options.
+
+    Not the deadline: a client that submits again after an error computes a new one, and means the
+    same job. That of the first submission holds.
+    """
     asked = canonical_json([request.source.uri, request.options.as_mapping()])
     return hashlib.sha256(asked.encode()).hexdigest()
 
@@ -110,8 +116,12 @@ def job_from_row(row: Row[Any], captions: Sequence[Caption] = ()) -> Job:
         client_key=row.client_key,
         metadata=row.metadata,
         lane=row.lane,
+        deadline_at=row.deadline_at,
         attempt=row.attempt,
+        retries=row.retries,
+        crashes=row.crashes,
         owner=row.owner,
+        not_before=row.not_before,
         created_at=row.created_at,
         dispatched_at=row.dispatched_at,
         started_at=row.started_at,
@@ -133,8 +143,12 @@ def new_job(request: CaptionRequest, created_at: datetime) -> Job:
         client_key=request.client_key,
         metadata=dict(request.metadata),
         lane=request.lane,
+        deadline_at=request.deadline_at,
         attempt=0,
+        retries=0,
+        crashes=0,
         owner=None,
+        not_before=None,
         created_at=created_at,
         dispatched_at=None,
         started_at=None,

@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Text,
     Uuid,
+    and_,
     bindparam,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -71,16 +72,22 @@ class JobRow(Base):
     client_key: Mapped[str | None] = mapped_column(String(MAX_CLIENT_KEY_CHARACTERS), unique=True)
     #: SHA-256 of source and options: tells a repeated request from another under the same key.
     fingerprint: Mapped[str] = mapped_column(String(64))
+    #: Not claimed any more from then on.
+    deadline_at: Mapped[datetime | None]
     #: Times claimed; the fencing token of a record.
     attempt: Mapped[int]
+    #: Attempts that failed and were followed by another.
+    retries: Mapped[int] = mapped_column(server_default="0")
     #: Times an engine or decoder died with this job alone in it.
     crashes: Mapped[int]
     #: `workers.id` of who runs or ran it; no foreign key, the name outlives the row.
     owner: Mapped[str | None] = mapped_column(String(MAX_OWNER_CHARACTERS))
-    #: A retry is not claimed before this.
+    #: A retry is not claimed before this; NULL again as soon as that time has come.
     not_before: Mapped[datetime | None]
     created_at: Mapped[datetime]
     dispatched_at: Mapped[datetime | None]
+    #: Shared by the jobs of one message: tells how many messages the queued jobs are in.
+    dispatch_id: Mapped[UUID | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     #: An `ErrorCode`; without a CHECK, because codes join without a migration.
@@ -160,20 +167,50 @@ def in_state(state: JobState) -> ColumnElement[bool]:
     return JobRow.state == value
 
 
-# Queued jobs oldest first, one state newest first, and the counts.
+def _partial(name: str, *columns: Any, where: ColumnElement[bool]) -> None:
+    """An index of the few rows that meet a condition, however many others there are."""
+    Index(name, *columns, postgresql_where=where, sqlite_where=where)
+
+
+# One state newest first, and the counts.
 Index("ix_jobs_state_created_at_id", JobRow.state, JobRow.created_at, JobRow.id)
 # All jobs newest first, by key.
 Index("ix_jobs_created_at_id", JobRow.created_at, JobRow.id)
-# What an owner has in hand; a handful of rows however many are finished.
-Index(
-    "ix_jobs_owner_processing",
-    JobRow.owner,
-    postgresql_where=in_state(JobState.PROCESSING),
-    sqlite_where=in_state(JobState.PROCESSING),
+# What an owner has in hand.
+_partial("ix_jobs_owner_processing", JobRow.owner, where=in_state(JobState.PROCESSING))
+# Queued jobs without a message, oldest first. In this one and others `state` leads although it is
+# the same in all rows: planners would take the index of all jobs for the better one.
+_partial(
+    "ix_jobs_undispatched",
+    JobRow.state,
+    JobRow.created_at,
+    JobRow.id,
+    where=and_(
+        in_state(JobState.QUEUED), JobRow.dispatched_at.is_(None), JobRow.not_before.is_(None)
+    ),
 )
-Index(
-    "ix_events_unexpanded",
-    EventRow.id,
-    postgresql_where=EventRow.expanded_at.is_(None),
-    sqlite_where=EventRow.expanded_at.is_(None),
+# Queued jobs with one, message by message.
+_partial(
+    "ix_jobs_dispatched",
+    JobRow.lane,
+    JobRow.dispatched_at,
+    JobRow.dispatch_id,
+    where=and_(in_state(JobState.QUEUED), JobRow.dispatched_at.is_not(None)),
 )
+# Retries that wait for their time.
+_partial(
+    "ix_jobs_not_before",
+    JobRow.state,
+    JobRow.not_before,
+    where=and_(in_state(JobState.QUEUED), JobRow.not_before.is_not(None)),
+)
+# Queued jobs that can expire.
+_partial(
+    "ix_jobs_deadline_at",
+    JobRow.state,
+    JobRow.deadline_at,
+    where=and_(in_state(JobState.QUEUED), JobRow.deadline_at.is_not(None)),
+)
+# What has ended, oldest first.
+_partial("ix_jobs_finished_at", JobRow.finished_at, where=JobRow.finished_at.is_not(None))
+_partial("ix_events_unexpanded", EventRow.id, where=EventRow.expanded_at.is_(None))

@@ -9,26 +9,22 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     Select,
-    TableValuedAlias,
     Uuid,
     any_,
     bindparam,
-    column,
-    func,
     insert,
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from captioner.domain import JobState, Outcome
 from captioner.store.columns import UtcDateTime
 from captioner.store.mapping import CAPTION_FIELDS
 from captioner.store.models import CaptionRow, EventRow, JobRow, in_state
-from captioner.store.statements import locked
+from captioner.store.statements import locked, recordset
 
 #: Columns of `jobs` that an outcome sets from its own values.
 _RESULT_FIELDS = ("error_code", "error_message", "error_retryable", "model", "timings")
@@ -94,7 +90,7 @@ def _combined_statement() -> Select[UUID]:
     `recorded` feeds captions and events.
     """
     jobs = JobRow.__table__.columns
-    outcome = _recordset(
+    outcome = recordset(
         "outcomes",
         attempt=jobs["attempt"],
         state=jobs["state"],
@@ -102,7 +98,7 @@ def _combined_statement() -> Select[UUID]:
         event_type=EventRow.__table__.columns["type"],
         event_data=EventRow.__table__.columns["data"],
     )
-    caption = _recordset(
+    caption = recordset(
         "captions",
         attempt=jobs["attempt"],
         **{name: CaptionRow.__table__.columns[name] for name in CAPTION_FIELDS},
@@ -147,13 +143,4 @@ def _combined_statement() -> Select[UUID]:
     )
     return select(recorded.c.id).add_cte(
         captions.cte("written_captions"), events.cte("written_events")
-    )
-
-
-def _recordset(parameter: str, **columns: ColumnElement[Any]) -> TableValuedAlias:
-    """A JSON parameter as rows: `job_id`, and columns typed like those they are written to."""
-    typed = (column(name, like.type) for name, like in columns.items())
-    rows = func.jsonb_to_recordset(bindparam(parameter, type_=JSONB()))
-    return rows.table_valued(column("job_id", Uuid()), *typed).render_derived(
-        name=parameter, with_types=True
     )

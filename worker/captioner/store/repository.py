@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Self
 from uuid import UUID
 
-from sqlalchemy import Engine
-
-from captioner.domain import CaptionRequest, Job, JobFailure, JobState, Lane, Outcome
+from captioner.domain import CaptionRequest, Job, JobFailure, JobState, Outcome, Requeue
 from captioner.errors import InvalidRequestError, JobNotFoundError
-from captioner.store import claims, queries, records, submissions, workers
+from captioner.store import claims, endings, queries, records, submissions
 from captioner.store.mapping import job_from_row
 from captioner.store.queries import Cursor
+from captioner.store.requeues import requeue
 from captioner.store.submissions import Submission
-from captioner.store.transactions import Database
+from captioner.store.transactions import or_now
+from captioner.store.upkeep import Upkeep
 
 
-class Store:
+class Store(Upkeep):
     """Jobs, captions, events, workers and leases in SQL. Thread-safe; a context manager.
 
-    Every method is one transaction, or one per record that had to be tried alone. `now` is the
-    time to work with, the clock's by default. Any method raises `StoreUnavailableError` when the
-    database cannot be reached, with nothing changed or with the change complete.
+    Every method is one short transaction; `record` and `expire_workers` can be a few. `now` is the
+    time to work with, the clock's by default; the clocks of all machines must agree to a second.
+    Any method raises `StoreUnavailableError` when the database cannot be reached, with nothing
+    changed or with the change complete.
     """
-
-    def __init__(self, engine: Engine) -> None:
-        """`engine` is from `create_store_engine`; `close` disposes of it."""
-        self._database = Database(engine)
 
     def __enter__(self) -> Self:
         return self
@@ -57,17 +53,7 @@ class Store:
             InvalidRequestError: a request holds what cannot be stored; nothing is inserted.
         """
         with self._database.transaction() as connection:
-            return submissions.add(connection, requests, _or_now(now))
-
-    def mark_dispatched(self, ids: Collection[UUID], *, now: datetime | None = None) -> None:
-        """Stamp jobs whose message the broker has taken."""
-        with self._database.statement() as connection:
-            submissions.mark_dispatched(connection, ids, _or_now(now))
-
-    def undispatched(self, created_before: datetime, limit: int) -> list[tuple[UUID, Lane]]:
-        """Queued jobs that never had a message, oldest first, with the lane each belongs to."""
-        with self._database.reading() as connection:
-            return submissions.undispatched(connection, created_before, limit)
+            return submissions.add(connection, requests, or_now(now))
 
     # Reading
 
@@ -105,9 +91,10 @@ class Store:
         """Take queued jobs that are due: `processing`, `attempt` + 1, `owner`'s.
 
         Returns:
-            Those that are now the owner's; the others are taken, canceled, not due, or unknown.
+            Those that are now the owner's; the others are taken, canceled, not due, past their
+            deadline, or unknown.
         """
-        moment = _or_now(now)
+        moment = or_now(now)
         with self._database.statement() as connection:
             rows = claims.claim(connection, ids, owner, moment)
         claimed, refused = [], []
@@ -134,7 +121,24 @@ class Store:
         Returns:
             The ids of the jobs that were recorded.
         """
-        return records.record(self._database, outcomes, _or_now(now))
+        return records.record(self._database, outcomes, or_now(now))
+
+    def requeue(self, requeues: Sequence[Requeue]) -> set[UUID]:
+        """Put attempts back that ended without a result: `queued`, nobody's, without a message.
+
+        An attempt that failed counts as a retry, and its error is kept for people to see; one that
+        crashed counts as a crash. As with `record`, a job that is not `processing`, or is at
+        another attempt, stays as it is.
+
+        Returns:
+            The ids of the jobs that were put back.
+        """
+        return requeue(self._database, requeues)
+
+    def claimed_by(self, owner: str) -> set[tuple[UUID, int]]:
+        """Id and attempt of every job that is processing under this owner."""
+        with self._database.reading() as connection:
+            return claims.claimed_by(connection, owner)
 
     def cancel(self, ids: Collection[UUID], *, now: datetime | None = None) -> list[UUID]:
         """End jobs that are queued or processing, with one event each.
@@ -145,56 +149,4 @@ class Store:
             The ids of the jobs that were canceled; the others had ended, or are unknown.
         """
         with self._database.transaction() as connection:
-            return claims.cancel(connection, ids, _or_now(now))
-
-    # Workers and leases
-
-    def register_worker(
-        self,
-        name: str,
-        *,
-        pid: int | None = None,
-        queues: Sequence[str] = (),
-        now: datetime | None = None,
-    ) -> str:
-        """Announce a worker process, this one by default.
-
-        Args:
-            name: for people, such as `gpu0@host`.
-            pid: its process id.
-            queues: what it consumes.
-            now: the time to work with.
-
-        Returns:
-            Its id, unlike that of any process before: the `owner` of its claims.
-        """
-        with self._database.statement() as connection:
-            return workers.register_worker(
-                connection, name, pid=pid or os.getpid(), queues=queues, now=_or_now(now)
-            )
-
-    def heartbeat(self, worker_id: str, *, now: datetime | None = None) -> bool:
-        """Say that a worker lives; False when it is no longer known and its jobs may be taken."""
-        with self._database.statement() as connection:
-            return workers.heartbeat(connection, worker_id, _or_now(now))
-
-    def unregister_worker(self, worker_id: str) -> None:
-        """Take a worker off the list; its jobs stay as they are."""
-        with self._database.statement() as connection:
-            workers.unregister_worker(connection, worker_id)
-
-    def try_acquire(
-        self, name: str, holder: str, ttl: timedelta, *, now: datetime | None = None
-    ) -> bool:
-        """Take the lease `name` until `ttl` from now, or renew it; False when another has it."""
-        with self._database.statement() as connection:
-            return workers.try_acquire(connection, name, holder, ttl, _or_now(now))
-
-    def release(self, name: str, holder: str) -> None:
-        """Give the lease `name` up, if it is still the holder's."""
-        with self._database.statement() as connection:
-            workers.release(connection, name, holder)
-
-
-def _or_now(now: datetime | None) -> datetime:
-    return now if now is not None else datetime.now(UTC)
+            return endings.cancel(connection, ids, or_now(now))

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
     CTE,
+    BindParameter,
     ColumnElement,
     Connection,
     String,
+    TableValuedAlias,
+    UpdateBase,
     Uuid,
     any_,
+    bindparam,
     func,
     literal,
     select,
 )
+from sqlalchemy import column as sql_column
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.types import TypeEngine
 
 from captioner.store.columns import Json
 from captioner.store.models import Base, JobRow
@@ -31,10 +38,40 @@ def among(
     One parameter however many there are: no limit on their number, and one statement for the
     database to prepare instead of one for every count.
     """
-    if connection.dialect.name == "postgresql":
-        return column == any_(literal(list(ids), postgresql.ARRAY(Uuid())))
-    members = func.json_each(literal([one.hex for one in ids], Json)).table_valued("value")
-    return column.in_(select(members.c.value))
+    dialect = connection.dialect.name
+    return among_parameter(dialect, column, literal(id_list(dialect, ids), _id_list_type(dialect)))
+
+
+def among_parameter(
+    dialect: str, column: InstrumentedAttribute[UUID], ids: BindParameter[Any] | str
+) -> ColumnElement[bool]:
+    """`column` is one of a parameter's ids; a name stands for an `id_list` given when executed."""
+    if isinstance(ids, str):
+        ids = bindparam(ids, type_=_id_list_type(dialect))
+    if dialect == "postgresql":
+        return column == any_(ids)
+    return column.in_(select(func.json_each(ids).table_valued("value").c.value))
+
+
+def id_list(dialect: str, ids: Collection[UUID]) -> list[Any]:
+    """Ids as the value of one parameter."""
+    return list(ids) if dialect == "postgresql" else [one.hex for one in ids]
+
+
+def _id_list_type(dialect: str) -> TypeEngine[Any]:
+    return postgresql.ARRAY(Uuid()) if dialect == "postgresql" else Json
+
+
+def recordset(parameter: str, **columns: ColumnElement[Any]) -> TableValuedAlias:
+    """A JSON parameter as rows: `job_id`, and columns typed like those they are written to.
+
+    For PostgreSQL, where one statement writes many rows and more than one table.
+    """
+    typed = (sql_column(name, like.type) for name, like in columns.items())
+    rows = func.jsonb_to_recordset(bindparam(parameter, type_=postgresql.JSONB()))
+    return rows.table_valued(sql_column("job_id", Uuid()), *typed).render_derived(
+        name=parameter, with_types=True
+    )
 
 
 def among_texts(
@@ -48,7 +85,7 @@ def among_texts(
 
 
 def locked(members: ColumnElement[bool]) -> CTE:
-    """`id`, `state`, `attempt` and `not_before` of jobs, locked in the order of their ids.
+    """What guards ask of jobs, locked in the order of their ids.
 
     Every statement that changes several jobs begins with this: two that took the same rows in
     different orders would wait for each other. A lock that had to be waited for yields the row as
@@ -56,14 +93,33 @@ def locked(members: ColumnElement[bool]) -> CTE:
     itself: PostgreSQL would then look for `state = 'processing'` in an index that is full of dead
     entries of exactly that state (measured: 12 times slower after 40,000 jobs).
 
-    SQLite has one writer and leaves the lock out.
+    SQLite has one writer and leaves the lock out, and has to be told not to merge the query into
+    the statement: it would then look at every job in that state, and not first at the ids.
 
     Args:
         members: which jobs, by id only.
+
+    Returns:
+        Their `id`, `state`, `attempt`, `owner`, `not_before` and `deadline_at`.
     """
-    columns = (JobRow.id, JobRow.state, JobRow.attempt, JobRow.not_before)
+    columns = (
+        JobRow.id,
+        JobRow.state,
+        JobRow.attempt,
+        JobRow.owner,
+        JobRow.not_before,
+        JobRow.deadline_at,
+    )
     query = select(*columns).where(members).order_by(JobRow.id).with_for_update()
-    return query.cte("locked")
+    return query.cte("locked").prefix_with("MATERIALIZED", dialect="sqlite")
+
+
+def changed(connection: Connection, statement: UpdateBase) -> int:
+    """Run a statement on `jobs`; how many rows it changed.
+
+    Counted by hand: of a statement that begins with WITH, SQLite's driver knows no row count.
+    """
+    return len(connection.scalars(statement.returning(JobRow.id)).all())
 
 
 def insert_into(connection: Connection, table: type[Base]) -> postgresql.Insert | sqlite.Insert:

@@ -1,21 +1,20 @@
-"""New jobs, and their way to the broker."""
+"""New jobs, or those that are there already."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import UUID
 
-from sqlalchemy import Connection, Row, or_, select, update
+from sqlalchemy import Connection, Row, or_, select
 
-from captioner.domain import CaptionRequest, Job, JobState, Lane
+from captioner.domain import CaptionRequest, Job
 from captioner.errors import DuplicateClientKeyError, StoreUnavailableError
 from captioner.store.mapping import fingerprint, job_values, new_job
-from captioner.store.models import JobRow, in_state
+from captioner.store.models import JobRow
 from captioner.store.queries import jobs_from_rows
-from captioner.store.statements import among, among_texts, insert_into, locked
+from captioner.store.statements import among, among_texts, insert_into
 
 #: A row in our way can be deleted before it is read; that it happens again and again cannot be.
 _ROUNDS = 5
@@ -118,26 +117,3 @@ def _require_same(request: CaptionRequest, row: Row[Any]) -> None:
         raise DuplicateClientKeyError(
             f"the {name} belongs to a job with another source or other options"
         )
-
-
-def mark_dispatched(connection: Connection, ids: Collection[UUID], now: datetime) -> None:
-    """Stamp jobs whose message the broker has taken."""
-    rows = locked(among(connection, JobRow.id, ids))
-    connection.execute(update(JobRow).where(JobRow.id == rows.c.id).values(dispatched_at=now))
-
-
-def undispatched(
-    connection: Connection, created_before: datetime, limit: int
-) -> list[tuple[UUID, Lane]]:
-    """Queued jobs without a message, oldest first."""
-    query = (
-        select(JobRow.id, JobRow.lane)
-        .where(
-            in_state(JobState.QUEUED),
-            JobRow.dispatched_at.is_(None),
-            JobRow.created_at < created_before,
-        )
-        .order_by(JobRow.created_at, JobRow.id)
-        .limit(limit)
-    )
-    return [(row.id, row.lane) for row in connection.execute(query)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine
@@ -101,6 +102,11 @@ def translated(url: URL) -> Iterator[None]:
         raise StoreUnavailableError(
             f"database {display_url(url)} cannot be used: {reason}; check {URL_SETTING}"
         ) from error
+
+
+def or_now(now: datetime | None) -> datetime:
+    """The time to work with: the clock's unless another is given."""
+    return now if now is not None else datetime.now(UTC)
 
 
 def is_row_problem(error: BaseException) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import uuid4
 
-from sqlalchemy import Connection, delete, insert, or_, update
+from sqlalchemy import Connection, delete, or_, update
 
 from captioner.store.models import MAX_OWNER_CHARACTERS, LeaseRow, WorkerRow
 from captioner.store.statements import insert_into
@@ -15,21 +15,25 @@ _UNIQUE_CHARACTERS = 12
 
 
 def register_worker(
-    connection: Connection, name: str, *, pid: int, queues: Sequence[str], now: datetime
+    connection: Connection,
+    name: str,
+    worker_id: str | None,
+    pid: int,
+    queues: Sequence[str],
+    now: datetime,
 ) -> str:
-    """Insert a worker process; its id, unlike any process's before it."""
+    """Insert a worker process; its id, by default one unlike any process's before it."""
     name = name[: MAX_OWNER_CHARACTERS - _UNIQUE_CHARACTERS - 1]
-    worker_id = f"{name}/{uuid4().hex[:_UNIQUE_CHARACTERS]}"
-    connection.execute(
-        insert(WorkerRow).values(
-            id=worker_id,
-            name=name,
-            pid=pid,
-            queues=list(queues),
-            started_at=now,
-            heartbeat_at=now,
-        )
+    worker_id = worker_id or f"{name}/{uuid4().hex[:_UNIQUE_CHARACTERS]}"
+    row = insert_into(connection, WorkerRow).values(
+        id=worker_id,
+        name=name,
+        pid=pid,
+        queues=list(queues),
+        started_at=now,
+        heartbeat_at=now,
     )
+    connection.execute(row.on_conflict_do_nothing())
     return worker_id
 
 

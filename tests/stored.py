@@ -1,0 +1,56 @@
+"""Jobs in a store, for the tests of what becomes of them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from captioner.domain import (
+    Caption,
+    CaptionRequest,
+    Job,
+    JobFailure,
+    JobState,
+    Outcome,
+    Requeue,
+    Source,
+)
+from captioner.errors import ErrorCode
+from captioner.store import Store
+
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+BROKEN = JobFailure(ErrorCode.FETCH_FAILED, "HTTP 503", retryable=True)
+
+
+def submit(store: Store, count: int = 1, **values: Any) -> list[UUID]:
+    """New jobs, created at noon."""
+    requests = [CaptionRequest(source=Source(f"/{n}.png"), **values) for n in range(count)]
+    return [submission.job.id for submission in store.add(requests, now=NOON)]
+
+
+def claimed(store: Store, count: int = 1, owner: str = "w", **values: Any) -> list[Job]:
+    """New jobs, claimed at noon."""
+    ids = submit(store, count, **values)
+    jobs = {job.id: job for job in store.claim(ids, owner, now=NOON)}
+    return [jobs[one] for one in ids]
+
+
+def success(job: Job) -> Outcome:
+    caption = Caption(text="a red circle", continuation="a red circle", score=-0.5)
+    return Outcome(
+        job_id=job.id, attempt=job.attempt, state=JobState.SUCCEEDED, captions=(caption,)
+    )
+
+
+def again(job: Job, **values: Any) -> Requeue:
+    return Requeue(job_id=job.id, attempt=job.attempt, **values)
+
+
+def events(store: Store) -> list[tuple[UUID, str]]:
+    """Every event's job and type, in the order of the jobs."""
+    with store._database.reading() as connection:
+        rows = connection.execute(text("SELECT job_id, type FROM events ORDER BY id"))
+        return [(UUID(str(job_id)), kind) for job_id, kind in rows]

@@ -1,0 +1,113 @@
+"""One worker's claims, records and requeues, those of all its threads combined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import TypeVar
+from uuid import UUID
+
+from captioner.domain import Job, Outcome, Requeue
+from captioner.store.combining import Combiner
+from captioner.store.repository import Store
+from captioner.store.transactions import is_row_problem
+
+#: Measured at 64 threads, as a share of the rate of tasks that do nothing: without 0.52, with 3 ms
+#: 0.56, with 8 ms 0.66.
+LINGER_SECONDS = 0.008
+
+Ending = TypeVar("Ending", Outcome, Requeue)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class CombinedStore:
+    """`Store.claim`, `record` and `requeue` for the threads of one worker.
+
+    Concurrent calls share one statement and one commit. While jobs are in hand others are expected
+    to come, and a statement waits for them a few milliseconds; a worker with one job at a time
+    never waits. Thread-safe.
+    """
+
+    def __init__(self, store: Store, owner: str, *, linger_seconds: float = LINGER_SECONDS) -> None:
+        """`owner` is this worker's id in `store`."""
+        self._store = store
+        self._owner = owner
+        #: Claimed here, and neither recorded, put back nor forgotten yet.
+        self._in_hand: set[UUID] = set()
+
+        def combined(run: Callable[[Sequence[Item]], Sequence[Result]]) -> Combiner[Item, Result]:
+            return Combiner(
+                run,
+                linger_seconds=linger_seconds,
+                expects=lambda: bool(self._in_hand),
+                at_fault=is_row_problem,
+            )
+
+        self._claims: Combiner[Sequence[UUID], list[Job]] = combined(self._claim_all)
+        self._records: Combiner[Outcome, bool] = combined(self._record_all)
+        self._requeues: Combiner[Requeue, bool] = combined(self._requeue_all)
+
+    def claim(self, job_ids: Sequence[UUID]) -> list[Job]:
+        """Those of these jobs that are now this worker's; of two callers, one gets a job.
+
+        Raises:
+            StoreUnavailableError: the database cannot be reached.
+        """
+        jobs = self._claims(job_ids)
+        self._in_hand.update(job.id for job in jobs)
+        return jobs
+
+    def record(self, outcome: Outcome) -> bool:
+        """Write how an attempt ended; False when nobody wants that any more.
+
+        Raises:
+            StoreUnavailableError: the database cannot be reached.
+        """
+        self._in_hand.discard(outcome.job_id)
+        return self._records(outcome)
+
+    def requeue(self, requeue: Requeue) -> bool:
+        """Put an attempt back; False when the job is not this attempt's any more.
+
+        Raises:
+            StoreUnavailableError: the database cannot be reached.
+        """
+        self._in_hand.discard(requeue.job_id)
+        return self._requeues(requeue)
+
+    def forget(self, job_id: UUID) -> None:
+        """Expect nothing more of a claimed job: it was canceled, or is another worker's by now."""
+        self._in_hand.discard(job_id)
+
+    def _claim_all(self, asked: Sequence[Sequence[UUID]]) -> list[list[Job]]:
+        claimed = {job.id: job for job in self._store.claim({*chain(*asked)}, self._owner)}
+        return [
+            [claimed.pop(job_id) for job_id in job_ids if job_id in claimed] for job_ids in asked
+        ]
+
+    def _record_all(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        return _job_by_job(outcomes, self._store.record)
+
+    def _requeue_all(self, requeues: Sequence[Requeue]) -> list[bool]:
+        return _job_by_job(requeues, self._store.requeue)
+
+
+def _job_by_job(
+    endings: Sequence[Ending], write: Callable[[Sequence[Ending]], set[UUID]]
+) -> list[bool]:
+    """Whether each was written. Those of one job, of several attempts, are not written together.
+
+    `write` answers with ids of jobs, and a stale attempt must not take another's answer for its.
+    """
+    written = [False] * len(endings)
+    pending: Sequence[int] = range(len(endings))
+    while pending:
+        first: dict[UUID, int] = {}
+        for index in pending:
+            first.setdefault(endings[index].job_id, index)
+        passed = write([endings[index] for index in first.values()])
+        for job_id, index in first.items():
+            written[index] = job_id in passed
+        pending = [index for index in pending if first[endings[index].job_id] != index]
+    return written
