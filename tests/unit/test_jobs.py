@@ -15,8 +15,8 @@ from pydantic import SecretStr
 from captioner import jobs as door
 from captioner.domain import CaptionRequest, JobState, Lane, Source
 from captioner.errors import DuplicateClientKeyError, InvalidRequestError, JobNotFoundError
-from captioner.housekeeping import UNDISPATCHED_AFTER, publish_undispatched
 from captioner.jobs import Jobs
+from captioner.republishing import UNDISPATCHED_AFTER, Republisher
 from captioner.settings import BrokerSettings, GenerationSettings, Settings
 
 UNKNOWN = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
@@ -126,11 +126,12 @@ def test_without_a_broker_jobs_are_kept_and_published_later(
     assert (job.state, job.dispatched_at) == (JobState.QUEUED, None)
     assert "the broker cannot be reached" in caplog.text
     with Jobs(Settings(data_dir=tmp_path)) as jobs:
-        app, store = jobs._app, jobs._store
-        assert publish_undispatched(app, store, now=job.created_at) == 0  # may still be publishing
+        republisher = Republisher(jobs._app, jobs._store)
+        # The submitter may still be publishing.
+        assert republisher.publish_undispatched(job.created_at) == 0
         later = job.created_at + UNDISPATCHED_AFTER * 2
-        assert publish_undispatched(app, store, now=later) == 1
-        assert publish_undispatched(app, store, now=later) == 0
+        assert republisher.publish_undispatched(later) == 1
+        assert republisher.publish_undispatched(later) == 0
         assert jobs.get(job.id).dispatched_at is not None
 
 

@@ -23,21 +23,29 @@ from captioner.transport import broker_options, prepare_embedded_broker
 
 if TYPE_CHECKING:
     from captioner.service import CaptionService
+    from captioner.store import Store
 
 CAPTION_TASK = "captioner.caption"
+SUBMIT_TASK = "captioner.submit"
 MESSAGE_VERSION = 1
 #: Most job ids of one message: bulk work pays Celery's price per message once for all of them.
 MAX_JOBS_PER_MESSAGE = 64
-#: In the order a worker prefers them.
-QUEUES = {Lane.INTERACTIVE: "captions", Lane.BULK: "captions.bulk"}
+#: Where each lane's jobs wait, in the order a worker prefers them.
+QUEUES = {Lane.INTERACTIVE: "captions", Lane.BULK: "captions.bulk", Lane.VIDEO: "videos"}
+#: Requests of producers without a database; they go first, because until a worker has inserted
+#: them they are only as safe as Redis.
+SUBMISSIONS_QUEUE = "submissions"
 
 
 class CaptionerApp(celery.Celery):
-    """A Celery application that knows captioner's settings and, in a worker, its service."""
+    """A Celery application that knows captioner's settings and, in a worker, what tasks need."""
 
     settings: Settings
     #: Set by the pool once the model is loaded; None in producers.
     service: CaptionService | None = None
+    #: The database and this worker's id there, set by the pool.
+    store: Store | None = None
+    owner: str = ""
 
 
 def create_app(settings: Settings) -> CaptionerApp:
@@ -58,6 +66,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "imports": ["captioner.tasks"],
         # The pool owns the model: see captioner.pool.
         "worker_pool": "captioner.pool:TaskPool",
+        "worker_consumer": "captioner.consumer:Consumer",
         "worker_concurrency": settings.concurrency,
         "worker_prefetch_multiplier": 1,
         # Only what runs is taken, so the length of the queue is the true backlog.
@@ -68,7 +77,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "task_serializer": "json",
         "accept_content": ["json"],
         "result_accept_content": ["json"],
-        "task_queues": [Queue(name) for name in QUEUES.values()],  # type: ignore[no-untyped-call]
+        "task_queues": [Queue(name) for name in (SUBMISSIONS_QUEUE, *QUEUES.values())],
         "task_default_queue": QUEUES[Lane.INTERACTIVE],
         # A typing error in a queue's name fails at once instead of being published to nobody.
         "task_create_missing_queues": False,
@@ -90,14 +99,13 @@ def publish(app: celery.Celery, job_ids: Sequence[UUID], lane: Lane) -> None:
         BrokerUnavailableError: the broker did not take it; the rows stay `queued` and a worker's
             housekeeping publishes them later.
     """
-    shown = str(job_ids[0]) if len(job_ids) == 1 else f"{job_ids[0]} and {len(job_ids) - 1} more"
     try:
         app.send_task(
             CAPTION_TASK,
             kwargs={"v": MESSAGE_VERSION, "job_ids": [str(job_id) for job_id in job_ids]},
             queue=QUEUES[lane],
             argsrepr="()",
-            kwargsrepr=shown,
+            kwargsrepr=shown(job_ids),
             ignore_result=True,
         )
     except (BrokerError, KombuError, OSError) as error:
@@ -105,6 +113,12 @@ def publish(app: celery.Celery, job_ids: Sequence[UUID], lane: Lane) -> None:
         raise BrokerUnavailableError(
             f"the broker cannot be reached (CAPTIONER_BROKER__URL): {describe(cause)}"
         ) from error
+
+
+def shown(job_ids: Sequence[UUID]) -> str:
+    """A message's arguments as logs and Flower show them: what tells it from others, no more."""
+    more = f" and {len(job_ids) - 1} more" if len(job_ids) > 1 else ""
+    return f"{job_ids[0]}{more}" if job_ids else "no jobs"
 
 
 def run_worker(settings: Settings) -> int:

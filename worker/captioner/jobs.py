@@ -14,7 +14,7 @@ The functions use the settings of the environment; `Jobs` takes others.
 from __future__ import annotations
 
 import functools
-import logging
+import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,20 +23,22 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
-from captioner.celery import MAX_JOBS_PER_MESSAGE, create_app, publish
+from captioner.celery import create_app
 from captioner.domain import CaptionRequest, Job, JobState, Lane, Source
-from captioner.errors import BrokerUnavailableError, InvalidRequestError, JobNotFoundError
+from captioner.errors import InvalidRequestError, JobNotFoundError
 from captioner.options import GenerationOptions
+from captioner.request_json import options_from
 from captioner.settings import Settings, load_settings
 from captioner.store import Cursor, Submission, open_store
+from captioner.submitting import Refusal, add_each, dispatch
 
 #: `wait` asks the database this often at first, and at last.
 FIRST_PAUSE_SECONDS = 0.02
 LAST_PAUSE_SECONDS = 1.0
 #: Jobs looked up by one statement.
 LOOKUP_CHUNK = 500
-
-logger = logging.getLogger(__name__)
+#: Rows that `submit_each` inserts in one transaction: eight full messages.
+SUBMIT_CHUNK = 512
 
 
 class Jobs(AbstractContextManager["Jobs"]):
@@ -100,33 +102,16 @@ class Jobs(AbstractContextManager["Jobs"]):
         """
         request = CaptionRequest(
             source=Source(source),
-            options=self._options(prompt, options),
+            options=options_from(
+                options.as_mapping() if isinstance(options, GenerationOptions) else options or {},
+                prompt,
+                self.settings.generation.model_dump(),
+            ),
             client_key=client_key,
             metadata=metadata or {},
             lane=lane,
         )
         return self.submit_all([request])[0].job
-
-    def _options(
-        self, prompt: str | None, options: Mapping[str, Any] | GenerationOptions | None
-    ) -> GenerationOptions:
-        if isinstance(options, GenerationOptions):
-            values = options.as_mapping()
-        else:
-            given = dict(options or {})
-            values = dict(self._default_options(given)) | given
-        if prompt is not None:
-            if values.get("prompt") not in (None, prompt):
-                raise InvalidRequestError("prompt is given twice, in options too")
-            values["prompt"] = prompt
-        return GenerationOptions.from_mapping(values)
-
-    def _default_options(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The installation's defaults, less beams where the request samples."""
-        defaults = self.settings.generation.model_dump()
-        if given.get("do_sample"):
-            defaults["num_beams"] = 1
-        return defaults
 
     def submit_all(self, requests: Iterable[CaptionRequest]) -> list[Submission]:
         """Submit many jobs: rows first, in one transaction, then their messages.
@@ -135,24 +120,28 @@ class Jobs(AbstractContextManager["Jobs"]):
         worker publishes them when it can.
         """
         submissions = self._store.add(list(requests))
-        for lane in Lane:
-            job_ids = [s.job.id for s in submissions if s.created and s.job.lane is lane]
-            # One message a job for editors, who want theirs first; chunks for bulk work.
-            size = MAX_JOBS_PER_MESSAGE if lane is Lane.BULK else 1
-            for first in range(0, len(job_ids), size):
-                if not self._publish(job_ids[first : first + size], lane):
-                    return submissions
+        dispatch(self._app, self._store, [s.job for s in submissions if s.created])
         fresh = {job.id: job for job in self._store.get_many([s.job.id for s in submissions])}
         return [Submission(fresh[s.job.id], s.created) for s in submissions]
 
-    def _publish(self, job_ids: Sequence[UUID], lane: Lane) -> bool:
-        try:
-            publish(self._app, job_ids, lane)
-        except BrokerUnavailableError as error:
-            logger.warning("%s; the jobs are kept and a worker will publish them", error)
-            return False
-        self._store.mark_dispatched(job_ids)
-        return True
+    def submit_each(self, requests: Iterable[CaptionRequest]) -> Iterator[Submission | Refusal]:
+        """Submit any number of requests, some hundreds in memory and in a transaction at a time.
+
+        A request that is refused harms no other. When the broker goes away the rows are still
+        written, and a worker publishes them later.
+
+        Yields:
+            What became of each request, in their order, once it is committed: a submission, or the
+            error that `submit` would have raised.
+        """
+        broker = True
+        requests = iter(requests)
+        while chunk := list(itertools.islice(requests, SUBMIT_CHUNK)):
+            results = add_each(self._store, chunk)
+            new = [s.job for s in results if isinstance(s, Submission) and s.created]
+            # A broker that is away is asked once: it costs seconds to find out.
+            broker = broker and dispatch(self._app, self._store, new)
+            yield from results
 
     def get(self, job_id: UUID | str) -> Job:
         """Look one job up.

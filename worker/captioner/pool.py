@@ -7,6 +7,8 @@ threads have drained, and their jobs would wait for a model that is gone.
 from __future__ import annotations
 
 import logging
+import socket
+import threading
 from typing import Any
 
 from celery.concurrency import thread
@@ -16,6 +18,10 @@ from captioner.celery import CaptionerApp
 from captioner.errors import CaptionerError
 from captioner.housekeeping import Housekeeping
 from captioner.service import CaptionService, open_service
+from captioner.shutdown import ImmediateEnd
+
+#: How soon a worker whose engine cannot go on begins to end.
+WATCH_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -28,26 +34,48 @@ class TaskPool(thread.TaskPool):
     """
 
     app: CaptionerApp
+    #: Threads, and so messages in hand.
+    limit: int
     _service: CaptionService | None = None
     _housekeeping: Housekeeping | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Celery's; nothing is started yet."""
+        super().__init__(*arguments, **options)
+        self._stopped = threading.Event()
 
     def on_start(self) -> None:
         """Check the schema and load the model; exit with 1 and one line when either fails."""
         settings = self.app.settings
+        ImmediateEnd(self._hand_back).install()
+        logger.info("loading model %s", settings.model.id)
         try:
             # maybe_shutdown raises when SIGTERM came meanwhile, which ends the worker with 0.
-            self._service = open_service(settings, poll=worker_state.maybe_shutdown)
+            service = open_service(settings, poll=worker_state.maybe_shutdown)
         except CaptionerError as error:
             logger.critical("%s", error)
             raise SystemExit(1) from None
-        self.app.service = self._service
-        self._housekeeping = Housekeeping(self.app, self._service.store, self._service.owner)
+        self._service = self.app.service = service
+        self.app.store, self.app.owner = service.store, service.owner
+        self._housekeeping = Housekeeping(
+            self.app, service.store, service.owner, service.look_after
+        )
         self._housekeeping.start()
+        threading.Thread(target=self._watch, name="watch-engine", daemon=True).start()
         super().on_start()
+
+    def on_close(self) -> None:
+        """Shutdown has begun: what runs is finished, the rest of a message is handed back."""
+        # From here on Celery gives all new sockets a timeout. Jobs that still run make sockets too,
+        # and the pipes to a new decoder would not wait for it.
+        socket.setdefaulttimeout(None)
+        if self._service:
+            self._service.stop_taking()
 
     def on_stop(self) -> None:
         """Drain the threads, then free the model; Celery may call this twice."""
         super().on_stop()
+        self._stopped.set()
         if self._housekeeping:
             self._housekeeping.stop()
             self._housekeeping = None
@@ -58,6 +86,32 @@ class TaskPool(thread.TaskPool):
     def on_terminate(self) -> None:
         """Cold shutdown: the same, since threads cannot be killed."""
         self.on_stop()
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        """Nothing: threads cannot be killed, and revoking has canceled the job in the service."""
+
+    def grow(self, n: int = 1) -> None:
+        """Let `n` more messages be in hand."""
+        self.limit += n
+        self.executor._max_workers = self.limit  # noqa: SLF001  # it starts threads by need
+
+    def shrink(self, n: int = 1) -> None:
+        """Take fewer messages, at least one; threads that have nothing to do cost nothing."""
+        self.limit = max(1, self.limit - n)
+
+    def _watch(self) -> None:
+        """Shut the worker down, with exit code 1, once its engine is beyond repair."""
+        while not self._stopped.wait(WATCH_SECONDS):
+            if self._service and self._service.failed:
+                logger.critical("the engine cannot go on: this worker ends")
+                worker_state.should_stop = 1
+                return
+
+    def _hand_back(self) -> None:
+        if self._service:
+            self._service.hand_back()
+        if self._housekeeping:
+            self._housekeeping.stop()
 
     def _get_info(self) -> dict[str, Any]:
         info: dict[str, Any] = super()._get_info()

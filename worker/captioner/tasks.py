@@ -1,53 +1,105 @@
-"""The Celery tasks: they check a message and hand it to the service."""
+"""The Celery tasks: they check a message and hand it to the service or the store."""
 
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from celery import Task, shared_task
+from celery import Task, shared_task, signals
+from celery.exceptions import Reject
 
-from captioner.celery import CAPTION_TASK, MAX_JOBS_PER_MESSAGE, MESSAGE_VERSION
+from captioner.celery import CAPTION_TASK, MAX_JOBS_PER_MESSAGE, MESSAGE_VERSION, SUBMIT_TASK
+from captioner.errors import CaptionerError, StoreUnavailableError
+from captioner.receiving import receive
+from captioner.request_json import as_uuid
+
+if TYPE_CHECKING:
+    from captioner.service import CaptionService
+
+#: Shows what a message is about, and never what is in it.
+REQUEST = "captioner.consumer:TaskRequest"
+#: A submission that cannot be inserted yet goes back to its queue after this long.
+STORE_RETRY_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
 
-@shared_task(name=CAPTION_TASK, bind=True, typing=False)
-def caption(self: Task, *args: Any, **message: Any) -> str:
+@shared_task(name=CAPTION_TASK, bind=True, typing=False, Request=REQUEST)
+def caption(self: Task, /, *args: Any, **message: Any) -> str:
     """Caption the jobs a message names; what cannot be claimed was somebody else's.
 
     Returns:
         What became of them, such as `2 succeeded, 1 failed`, for Flower to show.
     """
-    problem = _problem(args, message)
-    if problem:
-        logger.error("dropped a message: %s", problem, extra={"task_id": self.request.id})
-        return f"dropped: {problem}"
-    job_ids = [UUID(text) for text in message["job_ids"]]
-    service = self.app.service
-    states = Counter(outcome.value for outcome in service.run(list(dict.fromkeys(job_ids))))
+    problem = _problem(args, message, "job_ids")
+    job_ids = [] if problem else _uuids(message["job_ids"])
+    if not job_ids:
+        return _dropped(self, problem or "expected job_ids to be UUIDs")
+    states = Counter(outcome.value for outcome in self.app.service.run(job_ids))
     return ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "not ours"
 
 
-def _problem(args: tuple[Any, ...], message: dict[str, Any]) -> str | None:
+@shared_task(name=SUBMIT_TASK, bind=True, typing=False, acks_late=True, Request=REQUEST)
+def submit(self: Task, /, *args: Any, **message: Any) -> str:
+    """Insert the requests of a producer that has no database, and publish their ids.
+
+    Acknowledged only when the rows are committed: until then Redis has the only copy.
+
+    Returns:
+        What became of them, such as `2 new, 1 known`, for Flower to show.
+    """
+    problem = _problem(args, message, "requests")
+    if problem:
+        return _dropped(self, problem)
+    try:
+        counts = receive(self.app, self.app.store, self.app.owner, message["requests"])
+    except StoreUnavailableError as error:
+        logger.warning("a submission waits in its queue: %s", error)
+        time.sleep(STORE_RETRY_SECONDS)
+        raise Reject(str(error), requeue=True) from error
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
+@signals.task_revoked.connect
+def cancel_revoked(sender: Task, request: Any, **_: Any) -> None:
+    """Cancel the jobs of a revoked message in SQL, or they would only be published again."""
+    if sender.name != CAPTION_TASK or _problem(request.args, request.kwargs, "job_ids"):
+        return
+    job_ids = _uuids(request.kwargs["job_ids"])
+    # In a thread: this is the one that takes messages, and it must not wait for a database.
+    threading.Thread(target=_cancel, args=(sender.app.service, job_ids), daemon=True).start()
+
+
+def _cancel(service: CaptionService, job_ids: Sequence[UUID]) -> None:
+    try:
+        service.cancel(job_ids)
+    except CaptionerError as error:
+        logger.warning("revoked jobs could not be canceled: %s", error)
+
+
+def _dropped(task: Task, problem: str) -> str:
+    logger.error("dropped a message: %s", problem, extra={"task_id": task.request.id})
+    return f"dropped: {problem}"
+
+
+def _problem(args: Any, message: dict[str, Any], field: str) -> str | None:
     """What is wrong with a message, in words that hold nothing of its content."""
-    if args or set(message) != {"v", "job_ids"}:
-        return "expected the keyword arguments v and job_ids, and nothing else"
+    if args or set(message) != {"v", field}:
+        return f"expected the keyword arguments v and {field}, and nothing else"
     if message["v"] != MESSAGE_VERSION or isinstance(message["v"], bool):
         return f"expected v={MESSAGE_VERSION}"
-    job_ids = message["job_ids"]
-    if not isinstance(job_ids, list) or not 0 < len(job_ids) <= MAX_JOBS_PER_MESSAGE:
-        return f"expected job_ids to be a list of 1 to {MAX_JOBS_PER_MESSAGE}"
-    if not all(_is_uuid(job_id) for job_id in job_ids):
-        return "expected job_ids to be UUIDs"
+    items = message[field]
+    if not isinstance(items, list) or not 0 < len(items) <= MAX_JOBS_PER_MESSAGE:
+        return f"expected {field} to be a list of 1 to {MAX_JOBS_PER_MESSAGE}"
     return None
 
 
-def _is_uuid(value: object) -> bool:
-    try:
-        UUID(value)  # type: ignore[arg-type]  # whatever else it is, UUID() says so
-    except (ValueError, TypeError, AttributeError):
-        return False
-    return True
+def _uuids(items: list[Any]) -> list[UUID]:
+    """The ids, each once; none when one of them is no UUID."""
+    ids = [as_uuid(item) for item in items]
+    return list(dict.fromkeys(one for one in ids if one)) if all(ids) else []

@@ -30,6 +30,9 @@ class EmbeddedTransport(sqlalchemy_transport.Transport):
 
 
 TRANSPORT_ALIASES["sqla"] = f"{__name__}:{EmbeddedTransport.__name__}"
+# By name: producers on another transport need no Redis client.
+TRANSPORT_ALIASES["redis"] = TRANSPORT_ALIASES["rediss"] = "captioner.message_guard:Transport"
+TRANSPORT_ALIASES["sentinel"] = "captioner.message_guard:SentinelTransport"
 
 
 def broker_options(settings: Settings) -> dict[str, Any]:
@@ -37,7 +40,7 @@ def broker_options(settings: Settings) -> dict[str, Any]:
     broker = settings.broker
     if not settings.broker_url.startswith(("redis", "sentinel")):
         return {}
-    return {
+    options = {
         "visibility_timeout": broker.visibility_timeout_seconds,
         # Look for messages of dead workers every 10 s instead of every 100.
         "unacked_restore_interval": 10,
@@ -50,7 +53,11 @@ def broker_options(settings: Settings) -> dict[str, Any]:
         "global_keyprefix": broker.key_prefix,
         # Interactive jobs before bulk ones, in the order the queues are declared.
         "queue_order_strategy": "priority",
+        "max_message_bytes": broker.max_message_bytes,
     }
+    if settings.broker_url.startswith("sentinel"):
+        options["master_name"] = broker.sentinel_master
+    return options
 
 
 def prepare_embedded_broker(url: str) -> None:

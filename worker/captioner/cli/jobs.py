@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from captioner.cli.bulk import report, submit_items
 from captioner.cli.environment import Broker, Database, Json, settings_from
+from captioner.cli.items import Item, count_lines, items_of_file, items_of_folder
 from captioner.cli.output import print_job, print_jobs, print_json, progress_bar, remarks
 from captioner.cli.requests import Option, Prompt, parse_metadata, parse_options, parse_source
 from captioner.domain import CaptionRequest, Job, JobState, Lane
@@ -29,8 +33,20 @@ def _connect(database: str | None, broker: str | None) -> Jobs:
 
 def submit(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Files or URLs.", show_default=False)
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="[SOURCE...]", help="Files, URLs, or folders of pictures.", show_default=False
+        ),
+    ] = None,
+    from_file: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="JSON lines with source and, if you like, prompt, options, metadata and "
+            "client_key; - is standard input.",
+        ),
+    ] = None,
     prompt: Prompt = None,
     option: Option = None,
     client_key: Annotated[
@@ -48,17 +64,38 @@ def submit(
     database: Database = None,
     broker: Broker = None,
 ) -> None:
-    """Submit pictures and return at once, or with --wait when they are captioned."""
-    if client_key and len(sources) > 1:
+    """Submit pictures and return at once, or with --wait when they are captioned.
+
+    Folders and files of JSON lines go to the bulk lane, and may be submitted again after an
+    interruption: a client key, which pictures of folders have by themselves, makes one job.
+    """
+    sources = sources or []
+    if bool(sources) == bool(from_file):
+        raise typer.BadParameter("Missing argument: give either sources or --from FILE")
+    folders = [Path(text).is_dir() for text in sources]
+    if any(folders) and not all(folders):
+        raise InvalidRequestError("give files or folders, not both")
+    if client_key and (len(sources) != 1 or any(folders)):
         raise InvalidRequestError("--client-key names one job; give one source with it")
     with _connect(database, broker) as jobs:
         options = parse_options(prompt, option, jobs.settings.generation)
+        echoed = parse_metadata(metadata)
+        if from_file or any(folders):
+            if from_file:
+                items = items_of_file(from_file, options.as_mapping(), echoed)
+            else:
+                items = itertools.chain.from_iterable(
+                    items_of_folder(Path(text), options, echoed) for text in sources
+                )
+            total = count_lines(from_file) if from_file else None
+            _submit_bulk(jobs, items, total, wait_for=wait_for, timeout=timeout, as_json=as_json)
+            return
         requests = [
             CaptionRequest(
                 source=parse_source(text),
                 options=options,
                 client_key=client_key,
-                metadata=parse_metadata(metadata),
+                metadata=echoed,
                 lane=Lane.BULK if bulk else Lane.INTERACTIVE,
             )
             for text in sources
@@ -78,6 +115,25 @@ def submit(
         else:
             for job in submitted:
                 typer.echo(f"{job.id}  {job.state}  {job.source.display}")
+
+
+def _submit_bulk(
+    jobs: Jobs,
+    items: Iterable[Item],
+    total: int | None,
+    *,
+    wait_for: bool,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    counts, ids = submit_items(
+        jobs, items, total, as_json=as_json and not wait_for, keep_ids=wait_for
+    )
+    remarks.print(report(counts))
+    if wait_for:
+        _wait_and_show(jobs, [str(job_id) for job_id in ids], timeout, as_json=as_json)
+    if counts["refused"]:
+        raise typer.Exit(1)
 
 
 def status(

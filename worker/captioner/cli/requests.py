@@ -12,6 +12,7 @@ import typer
 from captioner.domain import Source
 from captioner.errors import InvalidRequestError
 from captioner.options import GenerationOptions
+from captioner.request_json import options_from
 from captioner.settings import GenerationSettings
 
 Prompt = Annotated[str | None, typer.Option("--prompt", help="Text the caption starts with.")]
@@ -34,14 +35,7 @@ def parse_options(
     Raises:
         InvalidRequestError: a name is unknown or a value cannot be used.
     """
-    given = _given(options or ())
-    values: dict[str, Any] = defaults.model_dump()
-    if given.get("do_sample") is True:
-        values["num_beams"] = 1
-    values.update(given)
-    if prompt is not None:
-        values["prompt"] = prompt
-    return GenerationOptions.from_mapping(values)
+    return options_from(_given(options or ()), prompt, defaults.model_dump())
 
 
 def _given(options: Sequence[str]) -> dict[str, Any]:
@@ -78,16 +72,14 @@ def parse_source(text: str) -> Source:
     """A URL as it is; anything else as a local file, which must exist.
 
     Raises:
-        typer.BadParameter: there is no such file, or it is a folder.
+        InvalidRequestError: there is no such file, or it is a folder.
     """
     source = Source(text)
     if source.scheme != "file" or text[:5].lower() == "file:":
         return source
     path = Path(text).expanduser()
     if path.is_dir():
-        raise typer.BadParameter(
-            f"{text} is a folder; name the files, such as {text.rstrip('/')}/*"
-        )
+        raise InvalidRequestError(f"{text} is a folder")
     if not path.exists():
-        raise typer.BadParameter(f"{text}: no such file")
+        raise InvalidRequestError(f"{text}: no such file")
     return Source(str(path.absolute()))

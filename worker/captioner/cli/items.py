@@ -1,0 +1,129 @@
+"""Where bulk submissions come from: files of JSON lines, and folders of pictures.
+
+Both are read as they are submitted: a million of them need no more memory than a hundred.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from captioner.cli.requests import parse_source
+from captioner.domain import CaptionRequest, Lane, Source
+from captioner.errors import InvalidRequestError
+from captioner.options import GenerationOptions
+from captioner.request_json import request_from_item
+
+#: A longer line is refused; an inline picture of 256 KiB fits.
+MAX_LINE_BYTES = 2**20
+#: How a picture's file is told from others, before anything has opened it.
+SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+#: Where an item stands, for people, and its request or why it has none.
+Item = tuple[str, CaptionRequest | InvalidRequestError]
+
+
+def items_of_file(
+    name: str, defaults: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> Iterator[Item]:
+    """The items of a file of JSON lines, or of standard input for `-`; blank lines are skipped.
+
+    Args:
+        name: of the file.
+        defaults: generation options of items that name none.
+        metadata: of items that have none.
+
+    Raises:
+        InvalidRequestError: the file cannot be read.
+    """
+    with _opened(name) as file:
+        for number, line in enumerate(_lines(file), 1):
+            if line is not None and not line.strip():
+                continue
+            try:
+                request = _request(line, defaults)
+                yield f"line {number}", replace(request, metadata=request.metadata or metadata)
+            except InvalidRequestError as error:
+                yield f"line {number}", error
+
+
+def count_lines(name: str) -> int | None:
+    """How many lines a file has; None when that cannot be known beforehand."""
+    if not Path(name).is_file():
+        return None
+    with Path(name).open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+
+
+def items_of_folder(
+    folder: Path, options: GenerationOptions, metadata: Mapping[str, Any]
+) -> Iterator[Item]:
+    """The pictures below a folder, told by their suffixes, in the order of their names.
+
+    Each has a client key that stands for the file as it is, and for the options: submitted again,
+    only what is new, changed or to be captioned otherwise makes a job.
+    """
+    for parent, folders, files in os.walk(folder.absolute()):
+        folders.sort()
+        for name in sorted(files):
+            path = Path(parent, name)
+            if path.suffix.lower() not in SUFFIXES:
+                continue
+            try:
+                request = CaptionRequest(
+                    source=Source(str(path)),
+                    options=options,
+                    metadata=metadata,
+                    lane=Lane.BULK,
+                    client_key=_client_key(path, options),
+                )
+            except (InvalidRequestError, OSError) as error:
+                yield str(path), InvalidRequestError(str(error))
+            else:
+                yield str(path), request
+
+
+def _client_key(path: Path, options: GenerationOptions) -> str:
+    status = path.stat()
+    told = [str(path), status.st_size, status.st_mtime_ns, options.as_mapping()]
+    return f"file:{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:40]}"
+
+
+@contextlib.contextmanager
+def _opened(name: str) -> Iterator[IO[bytes]]:
+    if name == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        file = Path(name).open("rb")  # noqa: SIM115  # closed below; only the opening may fail so
+    except OSError as error:
+        raise InvalidRequestError(f"{name}: {error.strerror or error}") from None
+    with file:
+        yield file
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
+    """The lines of a file; None for one that is too long."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        too_long = len(line) > MAX_LINE_BYTES
+        while too_long and not line.endswith(b"\n") and line:
+            line = file.readline(MAX_LINE_BYTES)
+        yield None if too_long else line
+
+
+def _request(line: bytes | None, defaults: Mapping[str, Any]) -> CaptionRequest:
+    if line is None:
+        raise InvalidRequestError(f"longer than {MAX_LINE_BYTES} bytes")
+    try:
+        fields = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError):
+        raise InvalidRequestError("not JSON in UTF-8") from None
+    request = request_from_item(fields, defaults)
+    return replace(request, source=parse_source(request.source.uri))

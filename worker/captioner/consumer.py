@@ -1,0 +1,81 @@
+"""How a worker takes Celery messages: one line for what it cannot use, and short names for Flower.
+
+The message guard has let through only what has the right shape; here is what needs to know the
+tasks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from celery import signals
+from celery.worker import consumer, request
+
+from captioner.celery import shown
+from captioner.request_json import as_uuid
+
+logger = logging.getLogger(__name__)
+
+
+class Consumer(consumer.Consumer):
+    """Celery's consumer, which would log the whole message and a traceback instead."""
+
+    def on_unknown_message(self, body: object, message: Any) -> None:  # noqa: ARG002  # Celery's
+        """A message of no protocol Celery knows."""
+        self._drop(message, "it is not a task")
+
+    def on_unknown_task(self, body: object, message: Any, exc: Exception) -> None:  # noqa: ARG002
+        """A task that this worker has not got."""
+        name, task_id = message.headers["task"], message.headers["id"]
+        self._drop(message, f"no task has the name {name!r}", task_id=task_id)
+        if self.event_dispatcher:
+            self.event_dispatcher.send("task-failed", uuid=task_id, exception="NotRegistered")
+        signals.task_unknown.send(sender=self, message=message, exc=exc, name=name, id=task_id)
+
+    def on_invalid_task(self, body: object, message: Any, exc: Exception) -> None:  # noqa: ARG002
+        """A task whose headers or content type Celery refuses."""
+        self._drop(message, f"Celery refuses it ({type(exc).__name__})")
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:  # noqa: ARG002
+        """A body that cannot be read."""
+        self._drop(message, "its body cannot be read")
+
+    def _drop(self, message: Any, problem: str, **extra: str) -> None:
+        queue = message.delivery_info.get("routing_key")
+        size = len(message.body or b"")
+        logger.error("dropped a message from %s: %s (%d bytes)", queue, problem, size, extra=extra)
+        message.reject_log_error(logger, self.connection_errors)
+
+
+class TaskRequest(request.Request):
+    """One message in this worker, as logs, `inspect` and Flower see it.
+
+    What a producer says of its own arguments is not shown: sources hold tokens, and pictures.
+    """
+
+    def __init__(self, message: Any, **options: Any) -> None:
+        """See Celery's own."""
+        super().__init__(message, **options)
+        self._argsrepr, self._kwargsrepr = "()", shown(_ids(self._kwargs))
+
+    def info(self, safe: bool = False) -> dict[str, Any]:  # noqa: ARG002, FBT001, FBT002  # Celery's
+        """What `inspect` tells; the arguments never as they are."""
+        told: dict[str, Any] = super().info(safe=True)
+        return told
+
+    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's
+        """Tell Flower; a revoked task stays revoked, though its thread ends like any other."""
+        if not (self._already_revoked and type == "task-succeeded"):
+            super().send_event(type, **fields)
+
+
+def _ids(message: Mapping[str, Any]) -> list[UUID]:
+    """The ids of the jobs a message names, however malformed the rest of it."""
+    named = message.get("job_ids")
+    if isinstance(requests := message.get("requests"), list):
+        named = [one.get("id") for one in requests if isinstance(one, dict)]
+    ids = map(as_uuid, named) if isinstance(named, list) else ()
+    return [one for one in ids if one]

@@ -1,0 +1,62 @@
+"""Ending at once: at SIGQUIT, and at the second SIGTERM or Ctrl-C.
+
+The first of those is Celery's warm shutdown: it finishes what runs. Somebody who asks again does
+not want to wait, but nothing may be left behind as `processing` either: what runs is handed back in
+SQL, and then the process ends without waiting for anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+#: A database that does not answer must not hold up an end that was asked for twice.
+PATIENCE_SECONDS = 5.0
+EXIT_CODE = 1
+
+logger = logging.getLogger(__name__)
+
+
+class ImmediateEnd:
+    """Stands before Celery's signal handlers; in the main thread only."""
+
+    def __init__(self, hand_back: Callable[[], None]) -> None:
+        """`hand_back` is called once, in a thread of its own."""
+        self._hand_back = hand_back
+        self._warm = False
+        # Its `put` may interrupt another one: just what a signal handler needs.
+        self._asked: SimpleQueue[int] = SimpleQueue()
+
+    def install(self) -> None:
+        """Pass the first SIGTERM or Ctrl-C on to Celery, whose handlers must be there by now."""
+        threading.Thread(target=self._run, name="immediate-end", daemon=True).start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, functools.partial(self._pass_on, signal.getsignal(number)))
+        signal.signal(signal.SIGQUIT, self._ask)
+
+    def _pass_on(self, celery: Any, number: int, frame: object) -> None:
+        if self._warm:
+            self._ask(number, frame)
+            return
+        self._warm = True
+        celery(number, frame)
+        signal.signal(number, self._ask)  # Celery has put another of its own there
+
+    def _ask(self, number: int, _frame: object) -> None:
+        self._asked.put(number)
+
+    def _run(self) -> None:
+        number = self._asked.get()
+        logger.warning("%s: ending now; what runs is handed back", signal.Signals(number).name)
+        threading.Timer(PATIENCE_SECONDS, os._exit, [EXIT_CODE]).start()
+        try:
+            self._hand_back()
+        except Exception:
+            logger.exception("jobs stay claimed until this worker expires")
+        os._exit(EXIT_CODE)
