@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from PIL import Image
 
 from captioner import CaptionRequest, Event, GenerationOptions, Source, hookimpl
-from captioner.domain import JobState
+from captioner.domain import JobState, Requeue
 from captioner.engine import InlineEngine
+from captioner.errors import CrashError, ErrorCode, HostBusyError
 from captioner.media import StillImages
 from captioner.plugins import Plugins
+from captioner.sampling import InlineSampler
 from captioner.service import CaptionService
 from captioner.settings import MediaSettings, Settings
 from captioner.store import Store, create_store_engine, upgrade
 from captioner.testing import FakeCaptionModel
+from processes import wait_until
 
 
 class Observer:
@@ -46,7 +51,15 @@ class Bench:
         engine.start()
         settings = Settings(data_dir=folder, media=limits)
         owner = self.store.register_worker("test")
-        self.service = CaptionService(self.store, engine, self.plugins, settings, owner)
+        self.service = CaptionService(
+            self.store, engine, InlineSampler(self.plugins), self.plugins, settings, owner
+        )
+
+    def run_when_due(self, job_id: UUID) -> list[JobState]:
+        """Run a job as if its pause were over."""
+        (job,) = self.store.claim([job_id], "somebody", now=datetime.now(UTC) + timedelta(days=1))
+        self.store.requeue([Requeue(job_id=job.id, attempt=job.attempt)])
+        return self.service.run([job_id])
 
     def picture(self, name: str, colour: tuple[int, int, int]) -> str:
         path = self.folder / name
@@ -158,12 +171,151 @@ def test_a_broken_provider_fails_the_job_and_is_named(bench: Bench) -> None:
     assert "'broken'" in failure.message
 
 
-def test_a_model_failure_is_internal_and_may_be_tried_again(bench: Bench) -> None:
+def test_a_model_failure_is_tried_again_with_pauses_and_then_final(bench: Bench) -> None:
     (request,) = bench.submit(bench.picture("dark.png", (0, 0, 0)))
-    bench.service.run([request.id])
+    for retries in range(1, 6):
+        before = datetime.now(UTC)
+        assert bench.run_when_due(request.id) == [JobState.QUEUED]
+        job = bench.store.get(request.id)
+        assert (job.state, job.retries, job.crashes) == ("queued", retries, 0)
+        assert job.not_before is not None
+        pause_seconds = (job.not_before - before).total_seconds()
+        longest = 5.0 * 2 ** (retries - 1)
+        assert longest / 2 <= pause_seconds <= longest + 5
+        assert bench.service.run([request.id]) == []  # not due yet
+    assert bench.run_when_due(request.id) == [JobState.FAILED]
+    job = bench.store.get(request.id)
+    assert job.failure is not None
+    assert (job.failure.code, job.retries) == ("internal", 5)
+    assert [event.type for event in bench.observer.events] == ["caption.failed"]
+
+
+def test_a_job_that_crashes_its_process_alone_three_times_has_failed(bench: Bench) -> None:
+    class Crashes:
+        @hookimpl
+        def sample_frames(self) -> None:
+            raise CrashError(ErrorCode.WORKER_LOST, "the decoder was killed")
+
+    bench.plugins.register(Crashes(), "crashes")
+    (request,) = bench.submit(bench.picture("a.png", (1, 2, 3)))
+    for crashes in (1, 2):
+        assert bench.run_when_due(request.id) == [JobState.QUEUED]
+        assert bench.store.get(request.id).crashes == crashes
+    assert bench.run_when_due(request.id) == [JobState.FAILED]
     failure = bench.store.get(request.id).failure
     assert failure is not None
-    assert (failure.code, failure.retryable) == ("internal", True)
+    assert failure.code == "worker_lost"
+
+
+def test_a_job_past_its_deadline_expires(bench: Bench) -> None:
+    bench.model.release.clear()
+    source = Source(bench.picture("a.png", (1, 2, 3)))
+    request = CaptionRequest(source=source, deadline_at=datetime.now(UTC) + timedelta(seconds=2))
+    bench.store.add([request])
+    assert bench.service.run([request.id]) == [JobState.EXPIRED]
+    bench.model.release.set()
+    job = bench.store.get(request.id)
+    assert job.failure is not None
+    assert (job.state, job.failure.code) == ("expired", "deadline_exceeded")
+    assert [event.type for event in bench.observer.events] == ["caption.expired"]
+
+
+def test_the_host_of_a_job_may_be_busy_without_counting_against_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object, **__: object) -> None:
+        raise HostBusyError("cms.example has enough to do", 60.0)
+
+    (request,) = bench.submit(bench.picture("a.png", (1, 2, 3)))
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.service._pipeline, "caption", busy)
+        assert bench.service.run([request.id]) == [JobState.QUEUED]
+    job = bench.store.get(request.id)
+    assert (job.retries, job.crashes, job.failure) == (0, 0, None)
+    assert job.not_before is not None
+    assert job.not_before > datetime.now(UTC) + timedelta(seconds=50)
+    assert bench.run_when_due(request.id) == [JobState.SUCCEEDED]
+
+
+def test_canceling_stops_what_runs(bench: Bench) -> None:
+    bench.model.release.clear()
+    blocker, victim = bench.submit(
+        bench.picture("a.png", (10, 20, 30)), bench.picture("b.png", (20, 20, 30))
+    )
+    with ThreadPoolExecutor(2) as executor:
+        first = executor.submit(bench.service.run, [blocker.id])
+        assert bench.model.busy.wait(10)
+        second = executor.submit(bench.service.run, [victim.id])
+        wait_until(lambda: bench.store.get(victim.id).state is JobState.PROCESSING)
+        bench.service.cancel([victim.id])
+        assert second.result(10) == [JobState.CANCELED]  # while the engine is still busy
+        bench.model.release.set()
+        assert first.result(10) == [JobState.SUCCEEDED]
+    assert sum(bench.model.batches) == 1
+
+
+def test_a_heartbeat_notices_jobs_canceled_by_others(bench: Bench) -> None:
+    bench.model.release.clear()
+    (request,) = bench.submit(bench.picture("a.png", (10, 20, 30)))
+    with ThreadPoolExecutor(1) as executor:
+        running = executor.submit(bench.service.run, [request.id])
+        assert bench.model.busy.wait(10)
+        bench.store.cancel([request.id])
+        bench.service.look_after()
+        assert running.result(10) == [JobState.CANCELED]
+    bench.model.release.set()
+
+
+def test_a_claim_whose_answer_was_lost_is_put_back(bench: Bench) -> None:
+    (request,) = bench.submit(bench.picture("a.png", (10, 20, 30)))
+    bench.store.claim([request.id], bench.service.owner)  # nobody has it in hand
+    bench.service.look_after()
+    assert bench.store.get(request.id).state is JobState.PROCESSING  # it may be on its way
+    bench.service.look_after()
+    assert bench.store.get(request.id).state is JobState.QUEUED
+    assert bench.service.run([request.id]) == [JobState.SUCCEEDED]
+
+
+def test_what_is_in_hand_is_never_put_back(bench: Bench) -> None:
+    bench.model.release.clear()
+    (request,) = bench.submit(bench.picture("a.png", (10, 20, 30)))
+    with ThreadPoolExecutor(1) as executor:
+        running = executor.submit(bench.service.run, [request.id])
+        assert bench.model.busy.wait(10)
+        for _ in range(5):
+            bench.service.look_after()
+        bench.model.release.set()
+        assert running.result(10) == [JobState.SUCCEEDED]
+    assert bench.store.get(request.id).attempt == 1
+
+
+def test_what_has_not_begun_is_handed_back_untried_when_the_worker_stops(bench: Bench) -> None:
+    requests = bench.submit(*[bench.picture(f"{n}.png", (n, 0, 0)) for n in (1, 2, 3)])
+    bench.service.stop_taking()
+    assert bench.service.run([one.id for one in requests]) == [JobState.QUEUED] * 3
+    for job in bench.store.get_many([one.id for one in requests]):
+        assert (job.state, job.retries, job.failure) == ("queued", 0, None)
+    assert bench.model.batches == []
+
+
+def test_handing_back_gives_up_what_runs(bench: Bench) -> None:
+    bench.model.release.clear()
+    (request,) = bench.submit(bench.picture("a.png", (10, 20, 30)))
+    with ThreadPoolExecutor(1) as executor:
+        running = executor.submit(bench.service.run, [request.id])
+        assert bench.model.busy.wait(10)
+        bench.service.hand_back()
+        assert bench.store.get(request.id).state is JobState.QUEUED
+        assert running.result(10) == [JobState.QUEUED]
+    bench.model.release.set()
+    assert bench.observer.events == []
+
+
+def test_jobs_of_a_closed_engine_go_back(bench: Bench) -> None:
+    (request,) = bench.submit(bench.picture("a.png", (10, 20, 30)))
+    bench.service._engine.close()
+    assert bench.service.run([request.id]) == [JobState.QUEUED]
+    assert bench.store.get(request.id).retries == 0
 
 
 def test_unknown_ids_are_nobodys(bench: Bench) -> None:

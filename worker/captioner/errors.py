@@ -99,6 +99,19 @@ class CrashError(JobError):
         super().__init__(code, message, retryable=True)
 
 
+class CanceledError(CaptionerError):
+    """The job was canceled while it ran; there is no result."""
+
+
+class HostBusyError(CaptionerError):
+    """The host of a job's source has enough to do; the job belongs back in the queue, untried."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        """`retry_after_seconds` is when the job's turn is to be expected, from now."""
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class SettingsError(CaptionerError):
     """A setting has a value that cannot work; the text names the setting and the remedy."""
 

@@ -66,6 +66,12 @@ class BrokerSettings(Section):
     socket_timeout_seconds: float = Field(
         10.0, gt=0, description="A frozen Redis is given up after this long."
     )
+    sentinel_master: str = Field(
+        "mymaster", min_length=1, description="What sentinels call the Redis to use."
+    )
+    max_message_bytes: int = Field(
+        2**20, ge=4096, description="Larger messages in Redis are dropped unread."
+    )
 
 
 class ModelSettings(Section):
@@ -95,9 +101,25 @@ class GenerationSettings(Section):
 
 
 class EngineSettings(Section):
-    """How pictures are gathered into batches."""
+    """What runs the model, and how pictures are gathered into batches."""
 
+    inline: bool = Field(
+        default=False,
+        description="Run the model in the worker's own process: it may take that down.",
+    )
     max_batch: int = Field(32, ge=1, le=1024, description="Most pictures of one batch.")
+    linger_seconds: float = Field(
+        0.005, ge=0, le=1, description="How long a picture waits for company when all is idle."
+    )
+    hang_seconds: float = Field(
+        120.0, gt=0, le=86_400, description="A batch that takes longer is taken for a hang."
+    )
+    load_timeout_seconds: float = Field(
+        900.0, gt=0, le=86_400, description="Loading and warming the model may take this long."
+    )
+    max_memory_bytes: int | None = Field(
+        None, ge=1, description="The engine is restarted when it is larger, between batches."
+    )
 
 
 def _absolute(path: Path) -> Path:
@@ -119,6 +141,24 @@ class MediaSettings(Section):
         30.0, gt=0, le=3600, description="Whole time a download may take."
     )
     max_redirects: int = Field(3, ge=0, le=20, description="Redirects followed by a download.")
+    scaled_jpeg: bool = Field(
+        default=False, description="Decode large JPEGs faster and not quite exactly."
+    )
+    connections_per_host: int = Field(
+        8, ge=1, le=1024, description="Downloads of a worker from one host at once."
+    )
+    decoders: int | None = Field(
+        None,
+        ge=0,
+        le=1024,
+        description="Processes that decode; 0: the worker's threads; default: one a core, or 2.",
+    )
+    decoder_memory_bytes: int = Field(
+        2 * 2**30, ge=2**26, description="Memory a decoder may take, beside its libraries."
+    )
+    decode_timeout_seconds: float = Field(
+        30.0, gt=0, le=3600, description="How long the decoding of one frame may take."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -142,9 +182,42 @@ class WorkerSettings(Section):
     heartbeat_seconds: float = Field(
         10.0, gt=0, le=3600, description="How often a worker says in SQL that it lives."
     )
+    lease_seconds: float = Field(
+        45.0, gt=0, le=86_400, description="A worker silent for this long has lost its jobs."
+    )
     name: str = Field("captioner@%h", min_length=1, description="Name in Flower; %h is the host.")
     queues: str = Field(
-        "captions,captions.bulk", min_length=1, description="Queues to take jobs from, in order."
+        "submissions,captions,captions.bulk,videos",
+        min_length=1,
+        description="Queues to take jobs from, in order.",
+    )
+
+
+class RetrySettings(Section):
+    """What becomes of a job whose attempts fail or whose workers die."""
+
+    max_attempts: int = Field(
+        20, ge=1, le=10_000, description="A job whose worker died at its nth claim has failed."
+    )
+    max_retries: int = Field(
+        5, ge=0, le=1000, description="A job is tried again so often after passing failures."
+    )
+    max_crashes: int = Field(
+        3, ge=1, le=100, description="A job that alone brings down a process so often has failed."
+    )
+    first_delay_seconds: float = Field(
+        5.0, ge=0, le=86_400, description="Before the first retry; doubled for each after it."
+    )
+    max_delay_seconds: float = Field(
+        600.0, ge=0, le=604_800, description="Longest pause before a retry."
+    )
+
+
+class RetentionSettings(Section):
+    """How long what has ended is kept."""
+
+    finished_days: int = Field(
+        0, ge=0, le=36_500, description="Ended jobs are deleted after this many days; 0: never."
     )
 
 
@@ -203,6 +276,8 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     media: MediaSettings = MediaSettings()
     worker: WorkerSettings = WorkerSettings()
+    retry: RetrySettings = RetrySettings()
+    retention: RetentionSettings = RetentionSettings()
     plugins: PluginSettings = PluginSettings()
     log: LogSettings = LogSettings()
 
@@ -214,6 +289,15 @@ class Settings(BaseSettings):
             "CAPTIONER_BROKER__URL",
             ("redis", "rediss", "sentinel", "sqla", "memory"),
         )
+        return self
+
+    @model_validator(mode="after")
+    def _check_lease(self) -> Self:
+        if self.worker.lease_seconds <= self.worker.heartbeat_seconds:
+            raise ValueError(
+                "CAPTIONER_WORKER__LEASE_SECONDS must be greater than "
+                "CAPTIONER_WORKER__HEARTBEAT_SECONDS: a worker between two of them is alive"
+            )
         return self
 
     @property
