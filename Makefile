@@ -27,17 +27,21 @@ DEMO_OPTIONS = $(if $(BROKER),--broker '$(BROKER)') $(if $(DATABASE),--database 
 	$(if $(MODEL),--model '$(MODEL)') $(if $(PHOTOS),--photos '$(PHOTOS)')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench up clean
+.PHONY: help demo test test-faults lint types bench up clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s  %s\n", $$1, $$2 }' Makefile
 	@awk '/^# [A-Z]+=/ { sub("# ", "  "); print } /^$$/ { exit }' Makefile
 
 demo: $(RUNTIME) ## Caption drawn scenes (or PHOTOS=folder) through a queue into a database
 	@$(BIN)/captioner demo $(DEMO_OPTIONS)
 
-test: $(DEVELOPMENT) ## All tests; starts the servers it needs by itself
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(DEVELOPMENT) ## All tests but faults; starts the servers it needs by itself
+	@$(BIN)/python -m pytest --ignore tests/faults $(ARGS)
+
+# They wait for most of their time. -rP shows the ledgers.
+test-faults: $(DEVELOPMENT) ## Kill, freeze and cut what there is, and count the jobs
+	@$(BIN)/python -m pytest tests/faults -n 3 -rP $(ARGS)
 
 lint: $(DEVELOPMENT) ## Style, layers, Dockerfile
 	@$(BIN)/ruff check .

@@ -1,0 +1,254 @@
+"""A whole installation to break: Redis, a database, workers with a model that can be broken."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID
+
+from PIL import Image
+from redis import Redis
+from sqlalchemy import Engine, create_engine, func, select, update
+
+from captioner.celery import QUEUES, publish
+from captioner.domain import CaptionRequest, JobState, Lane, Source
+from captioner.jobs import Jobs
+from captioner.store import upgrade
+from captioner.store.models import CaptionRow, EventRow, JobRow, WorkerRow
+from distributions import install
+from processes import Worker, environment, running_worker, settings_of, wait_until
+from servers import RedisServer
+
+#: What a worker is told: an engine that breaks by colour, decoders that break by file.
+FAULTY_PLUGIN = """
+import os, signal, time
+from captioner import hookimpl
+from captioner.testing import load_faulty_model
+
+@hookimpl
+def provide_captioner(settings):
+    if os.environ.get("FAULTY_LOAD"):
+        raise OSError("the disk is on fire")
+    return load_faulty_model(32, seconds_per_batch=float(os.environ["FAULTY_SECONDS"]))
+
+@hookimpl
+def sample_frames(media):
+    if media.path.read_bytes().endswith(b"segmentation fault"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+"""
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+@dataclass
+class House:
+    """One installation; its parts can be stopped, killed and emptied."""
+
+    folder: Path
+    redis: RedisServer
+    env: dict[str, str]
+    jobs: Jobs
+    database: Engine
+
+    @contextmanager
+    def worker(self, **settings: str) -> Iterator[Worker]:
+        """A worker process; `settings` change its environment."""
+        with running_worker(self.folder, self._with(settings)) as worker:
+            yield worker
+
+    @contextmanager
+    def starting_worker(self, **settings: str) -> Iterator[Worker]:
+        """The same, without waiting until it is ready."""
+        with running_worker(self.folder, self._with(settings), ready=False) as worker:
+            yield worker
+
+    def _with(self, settings: Mapping[str, str]) -> dict[str, str]:
+        return self.env | {
+            name if name.startswith("FAULTY_") else f"CAPTIONER_{name}": value
+            for name, value in settings.items()
+        }
+
+    def publish_again(self, job_id: UUID) -> None:
+        """One more message for a job."""
+        publish(self.jobs._app, [job_id], Lane.INTERACTIVE)
+
+    def messages(self) -> int:
+        """Messages that wait for workers, of all queues."""
+        with Redis.from_url(self.env["CAPTIONER_BROKER__URL"]) as client:
+            return sum(client.llen(f"captioner:{queue}") for queue in QUEUES.values())
+
+    def picture(self, colour: tuple[int, int, int], name: str = "") -> Path:
+        """A file of one colour."""
+        path = self.folder / f"{name or '-'.join(map(str, colour))}.png"
+        Image.new("RGB", (32, 32), colour).save(path)
+        return path
+
+    def innocents(self, count: int) -> list[CaptionRequest]:
+        """Requests that succeed when nothing breaks, each with a caption of its own."""
+        return [
+            self.request(self.picture((level % 190, level // 190, 7))) for level in range(count)
+        ]
+
+    def request(self, path: Path, lane: Lane = Lane.INTERACTIVE) -> CaptionRequest:
+        """A request for a file."""
+        return CaptionRequest(source=Source(str(path)), lane=lane)
+
+    def count(self, state: JobState) -> int:
+        """Jobs in a state."""
+        return self.jobs.count_by_state()[state]
+
+    def wait_until_busy(self) -> None:
+        """Until some are done and some are in hand."""
+        wait_until(lambda: self.count(JobState.SUCCEEDED) > 0 < self.count(JobState.PROCESSING))
+
+    def wait_for_more(self) -> None:
+        """Until one more has succeeded."""
+        before = self.count(JobState.SUCCEEDED)
+        wait_until(lambda: self.count(JobState.SUCCEEDED) > before)
+
+    def wait_until_done(self, seconds: float = 90) -> None:
+        """Until every job has ended."""
+        unfinished = (JobState.QUEUED, JobState.PROCESSING)
+        wait_until(lambda: not any(map(self.count, unfinished)), seconds)
+
+    def let_pass(self, minutes: float) -> None:
+        """Make what has happened to unfinished jobs look so much older."""
+        with self.database.begin() as connection:
+            rows = connection.execute(
+                select(JobRow.id, JobRow.created_at, JobRow.dispatched_at).where(
+                    JobRow.state == JobState.QUEUED
+                )
+            ).all()
+            ago = timedelta(minutes=minutes)
+            for row in rows:
+                connection.execute(
+                    update(JobRow)
+                    .where(JobRow.id == row.id)
+                    .values(
+                        created_at=row.created_at - ago,
+                        dispatched_at=row.dispatched_at and row.dispatched_at - ago,
+                    )
+                )
+
+    def workers(self) -> int:
+        """Workers that SQL knows of."""
+        with self.database.connect() as connection:
+            return connection.scalar(select(func.count()).select_from(WorkerRow)) or 0
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What became of every job, read from the tables alone."""
+
+    states: dict[UUID, JobState]
+    attempts: dict[UUID, int]
+    codes: dict[UUID, str | None]
+    captions: dict[UUID, list[str]]
+    events: Counter[UUID]
+
+    @classmethod
+    def read(cls, database: Engine) -> Ledger:
+        """All of it, in one snapshot."""
+        with database.begin() as connection:
+            jobs = connection.execute(
+                select(JobRow.id, JobRow.state, JobRow.attempt, JobRow.error_code)
+            ).all()
+            captions: dict[UUID, list[str]] = {job.id: [] for job in jobs}
+            for row in connection.execute(select(CaptionRow.job_id, CaptionRow.text)):
+                captions[row.job_id].append(row.text)
+            events = Counter(connection.scalars(select(EventRow.job_id)))
+        return cls(
+            states={job.id: job.state for job in jobs},
+            attempts={job.id: job.attempt for job in jobs},
+            codes={job.id: job.error_code for job in jobs},
+            captions=captions,
+            events=events,
+        )
+
+    def check(self, requests: list[CaptionRequest], fault: str, started: float) -> None:
+        """The invariant: every job is there, ended once, told of once, with its own caption."""
+        by_state = Counter(self.states.values())
+        line = ", ".join(f"{count} {state}" for state, count in sorted(by_state.items()))
+        print(
+            f"\nledger of {fault}: {len(requests)} submitted = {line}; "
+            f"{self.events.total()} events; at most {max(self.attempts.values())} attempts; "
+            f"{time.monotonic() - started:.1f} s"
+        )
+        assert set(self.states) == {request.id for request in requests}, "lost or made up"
+        assert all(state.terminal for state in self.states.values()), "not ended"
+        assert self.events == Counter(dict.fromkeys(self.states, 1)), "not one event each"
+        for request in requests:
+            succeeded = self.states[request.id] is JobState.SUCCEEDED
+            assert len(self.captions[request.id]) == succeeded, "not one caption each"
+            if succeeded:
+                words = Path(request.source.path).stem.replace("-", " ")
+                assert self.captions[request.id] == [f"mean colour {words}"]
+
+    def succeeded(self) -> int:
+        """How many did."""
+        return sum(state is JobState.SUCCEEDED for state in self.states.values())
+
+
+@contextmanager
+def open_house(folder: Path, redis: RedisServer, database_url: str) -> Iterator[House]:
+    """Everything but a worker."""
+    plugins = folder / "plugins"
+    plugins.mkdir()
+    install(plugins, "faulty", FAULTY_PLUGIN)
+    upgrade(database_url)
+    env = environment(
+        folder,
+        BROKER__URL=redis.new_database(),
+        DATABASE__URL=database_url,
+        ENGINE__MAX_BATCH="8",
+        ENGINE__HANG_SECONDS="3",
+        MEDIA__DECODERS="2",
+        WORKER__CONCURRENCY="16",
+        WORKER__HEARTBEAT_SECONDS="0.5",
+        WORKER__LEASE_SECONDS="3",
+        BROKER__SOCKET_TIMEOUT_SECONDS="3",
+        RETRY__FIRST_DELAY_SECONDS="0.2",
+        RETRY__MAX_RETRIES="2",
+        LOG__FORMAT="json",
+    )
+    env |= {"PYTHONPATH": str(plugins), "FAULTY_SECONDS": "0.05"}
+    database = create_engine(database_url)
+    with Jobs(settings_of(env)) as jobs:
+        try:
+            yield House(folder, redis, env, jobs, database)
+        finally:
+            database.dispose()
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return status != "Z"
+
+
+def children(pid: int, kind: str = "") -> list[int]:
+    """Processes below this one, perhaps only those of a kind: `engine`, `decoder`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if parent == pid and f"captioner {kind}".encode() in command:
+                found.append(int(entry.name))
+    return found
+
+
+def kill(pid: int) -> None:
+    """Without warning."""
+    os.kill(pid, 9)

@@ -1,0 +1,163 @@
+"""Redis and PostgreSQL freeze, restart, die and forget: nothing is lost, nothing is twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from redis import Redis
+
+from captioner.domain import JobState
+from faults.house import House, Ledger, open_house
+from processes import wait_until
+from servers import PostgresServer, RedisServer
+
+FROZEN_SECONDS = 30
+
+
+def test_redis_is_frozen_for_30_seconds(breakable: House) -> None:
+    requests, started = breakable.innocents(80), time.monotonic()
+    with breakable.worker(FAULTY_SECONDS="0.2") as worker:
+        breakable.jobs.submit_all(requests[:60])
+        breakable.wait_until_busy()
+        os.kill(breakable.redis.pid, signal.SIGSTOP)
+        frozen_until = time.monotonic() + FROZEN_SECONDS
+        breakable.jobs.submit_all(requests[60:])  # taken all the same, published later
+        time.sleep(max(0.0, frozen_until - time.monotonic()))
+        os.kill(breakable.redis.pid, signal.SIGCONT)
+        breakable.let_pass(minutes=11)
+        breakable.wait_until_done()
+        assert worker.stop() == 0
+    ledger = Ledger.read(breakable.database)
+    ledger.check(requests, f"Redis frozen for {FROZEN_SECONDS} s", started)
+    assert ledger.succeeded() == 80
+
+
+def test_redis_is_restarted(breakable: House) -> None:
+    requests, started = breakable.innocents(80), time.monotonic()
+    with breakable.worker(FAULTY_SECONDS="0.2") as worker:
+        breakable.jobs.submit_all(requests)
+        breakable.wait_until_busy()
+        breakable.redis.restart()
+        breakable.let_pass(minutes=11)
+        breakable.wait_until_done()
+        assert worker.stop() == 0
+    ledger = Ledger.read(breakable.database)
+    ledger.check(requests, "a restart of Redis", started)
+    assert ledger.succeeded() == 80
+
+
+def test_redis_is_killed(breakable: House) -> None:
+    requests, started = breakable.innocents(80), time.monotonic()
+    with breakable.worker(FAULTY_SECONDS="0.2") as worker:
+        breakable.jobs.submit_all(requests)
+        breakable.wait_until_busy()
+        breakable.redis.kill()
+        breakable.redis.start()
+        breakable.let_pass(minutes=11)
+        breakable.wait_until_done()
+        assert worker.stop() == 0
+    ledger = Ledger.read(breakable.database)
+    ledger.check(requests, "kill -9 of Redis", started)
+    assert ledger.succeeded() == 80
+
+
+def test_redis_forgets_everything(breakable: House) -> None:
+    requests, started = breakable.innocents(80), time.monotonic()
+    with breakable.worker(FAULTY_SECONDS="0.2") as worker:
+        breakable.jobs.submit_all(requests)
+        breakable.wait_until_busy()
+        with Redis.from_url(breakable.redis.url) as client:
+            client.flushall()
+        wait_until(lambda: breakable.count(JobState.PROCESSING) == 0)
+        lost = breakable.count(JobState.QUEUED)
+        assert lost > 0
+        breakable.let_pass(minutes=11)
+        breakable.wait_until_done()
+        assert worker.stop() == 0
+    ledger = Ledger.read(breakable.database)
+    ledger.check(requests, f"FLUSHALL, {lost} messages lost", started)
+    assert ledger.succeeded() == 80
+    assert set(ledger.attempts.values()) == {1}
+
+
+def test_every_connection_to_redis_is_cut(breakable: House) -> None:
+    requests, started = breakable.innocents(80), time.monotonic()
+    with breakable.worker(FAULTY_SECONDS="0.2") as worker:
+        breakable.jobs.submit_all(requests)
+        for _ in range(3):
+            breakable.wait_until_busy()
+            with Redis.from_url(breakable.redis.url) as client:
+                for kind in ("normal", "pubsub"):
+                    client.client_kill_filter(_type=kind, skipme=True)
+        breakable.let_pass(minutes=11)
+        breakable.wait_until_done()
+        assert worker.stop() == 0
+    ledger = Ledger.read(breakable.database)
+    ledger.check(requests, "every connection cut, three times", started)
+    assert ledger.succeeded() == 80
+    assert set(ledger.attempts.values()) == {1}  # nothing was captioned twice
+
+
+def test_a_job_takes_longer_than_the_visibility_timeout(house: House) -> None:
+    requests, started = house.innocents(3), time.monotonic()
+    slow = {"BROKER__VISIBILITY_TIMEOUT_SECONDS": "10", "ENGINE__HANG_SECONDS": "60"}
+    with house.worker(FAULTY_SECONDS="15", **slow) as worker:
+        house.jobs.submit_all(requests)
+        house.wait_until_done()
+        assert worker.stop() == 0
+    ledger = Ledger.read(house.database)
+    ledger.check(requests, "jobs of 15 s, redelivered after 10 s", started)
+    assert ledger.succeeded() == 3
+    assert set(ledger.attempts.values()) == {1}
+
+
+def test_postgresql_goes_away_during_commits_and_comes_back(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    with (
+        PostgresServer(durable=True) as postgres,
+        open_house(tmp_path, redis_server, postgres.url) as house,
+    ):
+        requests, started = house.innocents(120), time.monotonic()
+        with house.worker(FAULTY_SECONDS="0.05") as worker:
+            house.jobs.submit_all(requests)
+            house.wait_until_busy()
+            for end in (postgres.kill, postgres.stop):
+                end()
+                time.sleep(3)  # jobs come to their end meanwhile, and wait to be recorded
+                postgres.start()
+                house.wait_for_more()
+            house.let_pass(minutes=11)
+            house.wait_until_done()
+            assert worker.stop() == 0
+        ledger = Ledger.read(house.database)
+        ledger.check(requests, "PostgreSQL killed and stopped during commits", started)
+        assert ledger.succeeded() == 120
+
+
+def test_submitting_while_redis_dies_again_and_again(breakable: House) -> None:
+    requests, started = breakable.innocents(100), time.monotonic()
+    over = threading.Event()
+
+    def restart() -> None:
+        while not over.wait(1.0):
+            breakable.redis.kill()
+            breakable.redis.start()
+
+    with breakable.worker() as worker:
+        chaos = threading.Thread(target=restart)
+        chaos.start()
+        for request in requests:
+            breakable.jobs.submit_all([request])
+        over.set()
+        chaos.join()
+        breakable.let_pass(minutes=11)
+        breakable.wait_until_done()
+        assert worker.stop() == 0
+    ledger = Ledger.read(breakable.database)
+    ledger.check(requests, "submitting while Redis dies every second", started)
+    assert ledger.succeeded() == 100
