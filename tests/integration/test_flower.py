@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from captioner.demo.scenes import draw, scenes
+from captioner.domain import JobState
 from captioner.jobs import Jobs
 from captioner.store import upgrade
+from hosts import HeldPictures
 from processes import environment, running_worker, settings_of
 from servers import free_port
 
@@ -46,6 +49,13 @@ def running_flower(env: dict[str, str], folder: Path) -> Iterator[str]:
 
 def get(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.load(answer)
+
+
+def post(url: str, **fields: str) -> Any:
+    """Use one of Flower's buttons."""
+    body = urllib.parse.urlencode(fields).encode()
+    with urllib.request.urlopen(url, data=body, timeout=10) as answer:
         return json.load(answer)
 
 
@@ -91,3 +101,57 @@ def test_flower_lists_the_worker_and_short_arguments(
     assert task["kwargs"] == str(job.id)
     assert task["result"] == "'1 succeeded'"
     assert task["worker"] == name
+
+
+def test_flowers_controls_work(tmp_path: Path, redis_url: str, sqlite_url: str) -> None:
+    upgrade(sqlite_url)
+    env = environment(
+        tmp_path, BROKER__URL=redis_url, DATABASE__URL=sqlite_url, WORKER__CONCURRENCY="2"
+    )
+    env["PATH"] = os.environ["PATH"]
+    draw(next(iter(scenes(3, 1))), 128).save(tmp_path / "a.png")
+    with (
+        HeldPictures((tmp_path / "a.png").read_bytes()) as held,
+        running_flower(env, tmp_path) as flower,
+        Jobs(settings_of(env)) as jobs,
+        running_worker(tmp_path, env) as worker,
+    ):
+        (name,) = eventually(f"{flower}/api/workers?refresh=1", lambda a: len(a) == 1)
+
+        def threads() -> int:
+            (seen,) = get(f"{flower}/api/workers?refresh=1&workername={name}").values()
+            return int(seen["stats"]["pool"]["max-concurrency"])
+
+        assert "Shrinking" in str(post(f"{flower}/api/worker/pool/shrink/{name}", n="1"))
+        assert threads() == 1
+        assert "Growing" in str(post(f"{flower}/api/worker/pool/grow/{name}", n="1"))
+        assert threads() == 2
+
+        running = [jobs.submit(f"{held.url}/{number}") for number in range(2)]
+        held.next_asked()
+        held.next_asked()
+        queued = jobs.submit(f"{held.url}/queued")
+        # Sent by us, received by nobody yet.
+        tasks = eventually(
+            f"{flower}/api/tasks",
+            lambda a: {str(running[0].id), str(queued.id)} <= {t["kwargs"] for t in a.values()},
+        )
+        by_job = {task["kwargs"]: task_id for task_id, task in tasks.items()}
+        first = by_job[str(running[0].id)]
+        eventually(f"{flower}/api/tasks", lambda a: a[first]["state"] == "STARTED")
+        post(f"{flower}/api/task/revoke/{by_job[str(queued.id)]}")
+        post(f"{flower}/api/task/revoke/{first}", terminate="true")
+        assert jobs.wait(running[0].id, timeout_seconds=60).state is JobState.CANCELED
+        held.release.set()
+        assert jobs.wait(running[1].id, timeout_seconds=60).state is JobState.SUCCEEDED
+        assert jobs.wait(queued.id, timeout_seconds=60).state is JobState.CANCELED
+        last = jobs.submit(f"{held.url}/last")
+        assert jobs.wait(last.id, timeout_seconds=60).state is JobState.SUCCEEDED
+        states = eventually(
+            f"{flower}/api/tasks",
+            lambda a: sum(task["state"] == "SUCCESS" for task in a.values()) == 2,
+        )
+        assert states[first]["state"] == "REVOKED"
+        post(f"{flower}/api/worker/shutdown/{name}")
+        assert worker.process.wait(PATIENCE_SECONDS) == 0
+    assert "Traceback" not in worker.log

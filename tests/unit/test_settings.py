@@ -90,3 +90,11 @@ def test_every_setting_says_what_it_is() -> None:
 def test_a_name_without_levels_may_be_a_plugins_own(monkeypatch: pytest.MonkeyPatch) -> None:
     set_environment(monkeypatch, METRICS_PORT="9100")
     load_settings()
+
+
+def test_a_lease_outlives_the_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch, WORKER__HEARTBEAT_SECONDS="45")
+    with pytest.raises(SettingsError, match="WORKER__LEASE_SECONDS must be greater"):
+        load_settings()
+    set_environment(monkeypatch, WORKER__LEASE_SECONDS="46", RETENTION__FINISHED_DAYS="7")
+    assert load_settings().retention.finished_days == 7
