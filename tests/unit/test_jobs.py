@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,13 @@ def test_a_submission_is_a_queued_row_and_a_message(jobs: Jobs) -> None:
     assert job.metadata == {"ref": "ä"}
     assert (job.options.prompt, job.options.num_beams) == ("a photo of", 2)
     assert jobs.get(str(job.id)) == job
+
+
+def test_a_deadline_is_a_time_with_its_zone(jobs: Jobs) -> None:
+    noon = datetime(2031, 6, 1, 12, tzinfo=timezone(timedelta(hours=2)))
+    assert jobs.submit("/a.jpg", deadline_at=noon).deadline_at == noon
+    with pytest.raises(InvalidRequestError, match="time zone"):
+        jobs.submit("/a.jpg", deadline_at=noon.replace(tzinfo=None))
 
 
 def test_the_same_client_key_never_makes_a_second_job(jobs: Jobs) -> None:

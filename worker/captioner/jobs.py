@@ -19,6 +19,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -81,6 +82,7 @@ class Jobs(AbstractContextManager["Jobs"]):
         client_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         lane: Lane = Lane.INTERACTIVE,
+        deadline_at: datetime | None = None,
     ) -> Job:
         """Submit one job and return at once.
 
@@ -95,6 +97,7 @@ class Jobs(AbstractContextManager["Jobs"]):
             client_key: your own key of at most 255 characters.
             metadata: anything JSON can hold; echoed in results.
             lane: `bulk` lets interactive jobs overtake.
+            deadline_at: with a time zone; the job expires if it has not ended by then.
 
         Raises:
             InvalidRequestError: the request cannot be used.
@@ -110,6 +113,7 @@ class Jobs(AbstractContextManager["Jobs"]):
             client_key=client_key,
             metadata=metadata or {},
             lane=lane,
+            deadline_at=deadline_at,
         )
         return self.submit_all([request])[0].job
 
