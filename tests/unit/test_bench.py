@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -267,10 +268,13 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_that_stays_is_seen() -> None:
     class Leaky:
         def __init__(self) -> None:
-            self.kept: list[bytes] = []
+            self.kept: list[mmap.mmap] = []
 
         def generate(self, *_: Any) -> None:
-            self.kept.append(bytes(range(256)) * 2**12)  # 1 MiB, written to
+            # Not malloc's, which may have kept that much of earlier tests.
+            block = mmap.mmap(-1, 2**20)
+            block.write(bytes(range(256)) * 2**12)
+            self.kept.append(block)
 
     leaky: Any = Leaky()
     plan = Plan(batches=(1,), beams=(1,))

@@ -1,10 +1,8 @@
-"""`bench`: how fast, beside what, and whether it says the same."""
+"""`bench model`: how fast, beside what, and whether it says the same."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from captioner.cli.bench.progress import JsonFile, mib, telling, write_report
 from captioner.cli.environment import Device, Dtype, Model, settings_from
 from captioner.cli.output import console, progress_bar, remarks
 from captioner.logs import configure_logging
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
     from captioner.inference.benchmark import Plan
 
-app = typer.Typer(help="Speed, measured.", no_args_is_help=True, rich_markup_mode=None)
-
 SCENE_SEED = 17
 #: Fewer say nothing of growth.
 LEAST_BATCHES = 30
@@ -36,11 +33,6 @@ class Against(StrEnum):
     """What there is to compare with."""
 
     TRANSFORMERS = "transformers"
-
-
-@app.callback()
-def _group() -> None:
-    """Speed, measured."""
 
 
 def _numbers(text: str) -> str:
@@ -57,7 +49,6 @@ def _parsed(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, text.split(","))))
 
 
-@app.command("model")
 def model(
     context: typer.Context,
     model_id: Model = None,
@@ -70,10 +61,7 @@ def model(
     against: Annotated[
         Against, typer.Option("--against", help="What to compare with.")
     ] = Against.TRANSFORMERS,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the numbers here, too."),
-    ] = None,
+    json_file: JsonFile = None,
     tokens: Annotated[
         int, typer.Option("--tokens", min=1, max=256, help="New tokens, no fewer and no more.")
     ] = 16,
@@ -113,8 +101,6 @@ def model(
     Same pictures, same number of tokens, both in one run in alternation, warm-up left out. Timed
     is what lies between pixels of the model's size and tokens.
     """
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise typer.BadParameter(f"--json: there is no folder {json_file.absolute().parent}")
     if random_weights:
         # A model that the environment names is for other commands, and no folder to write to.
         source = context.get_parameter_source("model_id")
@@ -135,8 +121,7 @@ def model(
         encoder_batch=encoder_batch,
     )
     report = _report(settings, plan, against, batches)
-    if json_file is not None:
-        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(report, json_file)
     _print(report)
 
 
@@ -192,7 +177,7 @@ def _report(
     pictures = _pictures(plan.pictures)
     if batches is not None:
         return report | {"memory": _memory(settings, pictures, plan, batches)}
-    with _progress(plan.steps) as say:
+    with telling(plan.steps) as say:
         return report | compare(checkpoint, device, dtype, pictures, plan, say)
 
 
@@ -209,7 +194,7 @@ def _memory(settings: Settings, pictures: list[Image], plan: Plan, batches: int)
         backend=chosen.backend,
     )
     try:
-        with _progress(batches) as say:
+        with telling(batches) as say:
             return measure_memory(captioner, pictures, plan, batches, say)
     finally:
         captioner.close()
@@ -220,23 +205,6 @@ def _pictures(count: int) -> list[Image]:
     from captioner.demo.scenes import draw, scenes
 
     return [draw(scene) for scene in scenes(SCENE_SEED, count)]
-
-
-@contextmanager
-def _progress(steps: int) -> Iterator[Callable[[str], None]]:
-    """Show what is going on: a bar on a terminal, elsewhere a line whenever that changes."""
-    with progress_bar() as progress:
-        task = progress.add_task("", total=steps)
-        begun: list[str] = []
-
-        def say(what: str) -> None:
-            if not remarks.is_terminal and what not in begun[-1:]:
-                remarks.print(what)
-            # What begins now ends what was before.
-            progress.update(task, description=what, advance=1 if begun else 0)
-            begun.append(what)
-
-        yield say
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -259,9 +227,9 @@ def _print(report: dict[str, Any]) -> None:
         )
     if memory := report["memory"]:
         console.print(
-            f"{memory['batches']} batches: memory {_mib(memory['resident_bytes_early'])} early, "
-            f"{_mib(memory['resident_bytes_late'])} late, growth "
-            f"{_mib(memory['resident_bytes_growth'])}",
+            f"{memory['batches']} batches: memory {mib(memory['resident_bytes_early'])} early, "
+            f"{mib(memory['resident_bytes_late'])} late, growth "
+            f"{mib(memory['resident_bytes_growth'])}",
             soft_wrap=True,
         )
 
@@ -271,8 +239,8 @@ def _print_rows(report: dict[str, Any]) -> None:
     optional: dict[str, tuple[str, Callable[[Any], str]]] = {
         "default, s": ("default_seconds", "{:.3f}".format),
         "default, times": ("default_ratio", "{:.2f}".format),
-        "memory": ("peak_memory_bytes", _mib),
-        "its memory": ("reference_peak_memory_bytes", _mib),
+        "memory": ("peak_memory_bytes", mib),
+        "its memory": ("reference_peak_memory_bytes", mib),
     }
     shown = {title: how for title, how in optional.items() if rows[0][how[0]] is not None}
     table = Table(box=None, pad_edge=False)
@@ -301,7 +269,3 @@ def _print_rows(report: dict[str, Any]) -> None:
         f"({report['against']}' own); unexplained: those that rounding does not explain",
         style="dim",
     )
-
-
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / 2**20:,.1f} MiB"

@@ -1,0 +1,193 @@
+"""The two workers that take turns: how each is given its work, and watched."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import redis
+from celery import Celery
+from sqlalchemy import Engine
+
+from captioner import celery as captioner_celery
+from captioner.domain import CaptionRequest, Lane, Source
+from captioner.errors import CaptionerError
+from captioner.queue_bench import noop, remote, tables
+from captioner.queue_bench.plan import CHUNK, Round, Side
+from captioner.queue_bench.processes import WorkerProcess
+from captioner.queue_bench.queues import Queue, filling
+from captioner.settings import Settings
+from captioner.store import Store
+
+#: A worker that has to load a real model takes its time.
+START_SECONDS = 900.0
+#: A round in which nothing happens for so long has failed.
+STALL_SECONDS = 120.0
+#: How often it is asked whether a round is over.
+POLL_SECONDS = 0.1
+#: Rows of one transaction.
+INSERT_CHUNK = 500
+
+
+class Ran(NamedTuple):
+    """How far a round has come."""
+
+    jobs: int
+    #: From the first begin to the last end so far.
+    seconds: float
+
+
+class Worker(ABC):
+    """A running worker that can be given work."""
+
+    def __init__(
+        self, process: WorkerProcess, settings: Settings, app: Celery, hostname: str
+    ) -> None:
+        """`app` reaches the worker, and `hostname` is its name there."""
+        self._process = process
+        self._settings = settings
+        self._app = app
+        self._hostname = hostname
+        self._redis: redis.Redis = redis.Redis.from_url(settings.broker_url)
+
+    def wait_until_ready(self) -> None:
+        """Return when it answers.
+
+        Raises:
+            CaptionerError: it has ended, or does not answer.
+        """
+        give_up = time.monotonic() + START_SECONDS
+        while not self.ask("ping", timeout_seconds=1.0):
+            self._process.check()
+            if time.monotonic() > give_up:
+                raise CaptionerError(f"a worker does not answer; its log is {self._process.log}")
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """What the worker answers to a remote-control command; None when it does not."""
+        return remote.ask(self._app, self._hostname, command, **arguments)
+
+    def run(self, side: Side, jobs: int) -> Round:
+        """Fill its queue, then let it work until the last job has ended.
+
+        Raises:
+            CaptionerError: not all of them succeeded, or nothing happens any more.
+        """
+        queue = Queue(self._redis, self._settings, self._publish(side, jobs))
+        engine_before, cpu_before = self._engine(), self._process.cpu_seconds
+        queue.open()
+        ran = self._wait(queue, jobs)
+        cpu_seconds = self._process.cpu_seconds - cpu_before
+        grown = {name: value - engine_before[name] for name, value in self._engine().items()}
+        return Round(
+            jobs=jobs,
+            seconds=ran.seconds,
+            cpu_seconds=cpu_seconds,
+            resident_bytes=self._process.resident_bytes,
+            **{name: grown[name] for name in grown if name != "restarts"},
+        )
+
+    def _wait(self, queue: Queue, jobs: int) -> Ran:
+        seen, moved_at = (-1, -1), time.monotonic()
+        while True:
+            time.sleep(POLL_SECONDS)
+            waiting = len(queue)
+            # Asked for only towards the end: what is measured must not pay for being watched.
+            ran = self._ran(jobs) if not waiting else Ran(0, 0.0)
+            if ran.jobs == jobs:
+                return ran
+            self._process.check()
+            if (waiting, ran.jobs) != seen:
+                seen, moved_at = (waiting, ran.jobs), time.monotonic()
+            elif time.monotonic() - moved_at > STALL_SECONDS:
+                raise CaptionerError(
+                    f"nothing has happened for {STALL_SECONDS:.0f} s: {waiting} messages wait, "
+                    f"{ran.jobs} of {jobs} jobs have ended; the log is {self._process.log}"
+                )
+
+    @abstractmethod
+    def _publish(self, side: Side, jobs: int) -> str:
+        """Publish work where the worker does not see it yet; the name of its queue."""
+
+    @abstractmethod
+    def _ran(self, jobs: int) -> Ran:
+        """How far the round has come."""
+
+    def _engine(self) -> dict[str, Any]:
+        """What the worker's engine has done so far."""
+        return {}
+
+
+class NoopWorker(Worker):
+    """Stock Celery, whose task does nothing."""
+
+    def __init__(self, process: WorkerProcess, settings: Settings, hostname: str) -> None:
+        """See `running_noop`."""
+        super().__init__(process, settings, noop.create_app(settings), hostname)
+        self._filling = noop.create_app(filling(settings))
+        self._before = 0
+
+    def _publish(self, side: Side, jobs: int) -> str:  # noqa: ARG002  # there is one kind
+        (self._before, *_) = self.ask(noop.noop_times.__name__, skip=0)
+        for _ in range(jobs):
+            self._filling.send_task(noop.TASK, queue=noop.QUEUE)
+        return noop.QUEUE
+
+    def _ran(self, jobs: int) -> Ran:  # noqa: ARG002
+        count, *times = self.ask(noop.noop_times.__name__, skip=self._before)
+        return Ran(int(count), times[-1] - times[0] if times else 0.0)
+
+
+class CaptionWorker(Worker):
+    """`captioner worker`, on its own tables."""
+
+    def __init__(
+        self,
+        process: WorkerProcess,
+        settings: Settings,
+        hostname: str,
+        engine: Engine,
+        source: Path,
+    ) -> None:
+        """`source` is what every job is of."""
+        super().__init__(process, settings, captioner_celery.create_app(settings), hostname)
+        self._filling = captioner_celery.create_app(filling(settings))
+        self._engine_of_tables = engine
+        self._store = Store(engine)
+        self._source = Source(str(source))
+        self._since = datetime.now(UTC)
+
+    def _publish(self, side: Side, jobs: int) -> str:
+        lane, size = (Lane.BULK, CHUNK) if side is Side.CHUNKED else (Lane.INTERACTIVE, 1)
+        self._since = datetime.now(UTC)
+        ids = list(self._insert(lane, jobs))
+        messages = [ids[first : first + size] for first in range(0, jobs, size)]
+        for message in messages:
+            captioner_celery.publish(self._filling, message, lane)
+        self._store.mark_dispatched(messages)
+        return captioner_celery.QUEUES[lane]
+
+    def _insert(self, lane: Lane, jobs: int) -> Iterator[UUID]:
+        for first in range(0, jobs, INSERT_CHUNK):
+            count = min(INSERT_CHUNK, jobs - first)
+            requests = [CaptionRequest(source=self._source, lane=lane) for _ in range(count)]
+            yield from (submission.job.id for submission in self._store.add(requests))
+
+    def _ran(self, jobs: int) -> Ran:
+        unfinished = tables.unfinished(self._engine_of_tables)
+        if unfinished:
+            return Ran(jobs - unfinished, 0.0)
+        ended = tables.ended(self._engine_of_tables, self._since)
+        if ended.succeeded != jobs:
+            raise CaptionerError(
+                f"{ended.succeeded} of {jobs} jobs succeeded; the log is {self._process.log}"
+            )
+        return Ran(jobs, ended.seconds)
+
+    def _engine(self) -> dict[str, Any]:
+        stats: dict[str, Any] = self.ask(remote.engine_stats.__name__)
+        return stats
