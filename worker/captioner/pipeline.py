@@ -5,6 +5,7 @@ An image is a one-frame video, so there is one path for both.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from captioner.domain import Caption, CaptionRequest, Frame
+from captioner.domain import Caption, CaptionRequest, Frame, Source
 from captioner.engine import Engine
 from captioner.errors import CanceledError, ErrorCode, JobError
 from captioner.media import HostSlots, open_source
@@ -88,10 +89,10 @@ class Pipeline:
 
     def _frames(self, request: CaptionRequest, watch: _Watch) -> Generator[Frame, None, None]:
         """Fetch and decode; what was fetched is gone when the last frame was taken."""
-        with tempfile.TemporaryDirectory(prefix="captioner-") as folder:
+        with _folder_for(request.source) as folder:
             watch.check()
             with watch.timed("fetch"), self._hosts.hold(request.source, request.lane):
-                media = open_source(request.source, Path(folder), self._limits)
+                media = open_source(request.source, folder, self._limits)
             size = self._engine.info.image_size
             with closing(self._sampler.sample(media, request, size)) as frames:
                 while True:
@@ -127,6 +128,19 @@ class Pipeline:
             for _, future in waiting:
                 future.cancel()
         return done
+
+
+@contextmanager
+def _folder_for(source: Source) -> Iterator[Path]:
+    """Where a source is brought to, gone afterwards; a local file is read where it lies.
+
+    Making and removing one took a quarter of a worker's time where captions took none.
+    """
+    if source.scheme == "file":
+        yield Path(os.devnull)
+        return
+    with tempfile.TemporaryDirectory(prefix="captioner-") as folder:
+        yield Path(folder)
 
 
 class _Watch:
