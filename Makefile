@@ -36,8 +36,9 @@ help: ## This list
 demo: $(RUNTIME) ## Caption drawn scenes (or PHOTOS=folder) through a queue into a database
 	@$(BIN)/captioner demo $(DEMO_OPTIONS)
 
+# Two at a time, for much of it is waiting; then one thread each, or they would wait for each other.
 test: $(DEVELOPMENT) ## All tests but faults; starts the servers it needs by itself
-	@$(BIN)/python -m pytest --ignore tests/faults $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/faults -n 2 --dist worksteal $(ARGS)
 
 # They wait for most of their time. -rP shows the ledgers.
 test-faults: $(DEVELOPMENT) ## Kill, freeze and cut what there is, and count the jobs
