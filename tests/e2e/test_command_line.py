@@ -92,7 +92,10 @@ def test_captions_of_local_files_and_folders_need_no_broker(
     ("arguments", "code", "said"),
     [
         (["submit", "missing.png"], 2, "no such file"),
-        (["submit", "."], 2, "is a folder"),
+        (["submit", ".", "scene.png"], 2, "files or folders, not both"),
+        (["submit", ".", "--client-key", "k"], 2, "--client-key"),
+        (["submit", "scene.png", "--from", "items.jsonl"], 2, "either sources or --from"),
+        (["submit", "--from", "missing.jsonl"], 2, "missing.jsonl: No such file"),
         (["submit"], 2, "Missing argument"),
         (["submit", "scene.png", "-o", "beams=3"], 2, "unknown option beams"),
         (["submit", "scene.png", "-o", "num_beams=-1"], 2, "num_beams must be from 1"),

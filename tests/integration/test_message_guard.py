@@ -20,6 +20,8 @@ from captioner.domain import JobState
 from captioner.jobs import Jobs
 from captioner.store import upgrade
 from processes import Worker, environment, running_worker, settings_of
+from sentinels import RedisSentinel
+from servers import RedisServer
 
 MAX_BYTES = 100_000
 SECRET = "secret-token"
@@ -290,3 +292,23 @@ def test_malformed_commands_cost_one_line_each(
         assert worker.stop() == 0
     app.close()
     assert_one_line_each(worker, len(BROADCASTS))
+
+
+def test_behind_a_sentinel_malformed_messages_cost_one_line_each(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    with RedisServer() as master, RedisSentinel(master) as sentinel:
+        url = f"sentinel://127.0.0.1:{sentinel.port}/0"
+        behind = env | {"CAPTIONER_BROKER__URL": url}
+        with (
+            Jobs(settings_of(behind)) as jobs,
+            redis.Redis.from_url(master.url) as broker,
+            running_worker(tmp_path, behind) as worker,
+        ):
+            for element in ELEMENTS.values():
+                broker.lpush("captioner:captions", raw(element))
+            job = jobs.wait(jobs.submit(str(tmp_path / "a.png")).id, timeout_seconds=60)
+            assert job.state is JobState.SUCCEEDED, worker.log
+            assert worker.stop() == 0
+            assert_one_line_each(worker, len(ELEMENTS))
+            assert_empty(broker)

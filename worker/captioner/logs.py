@@ -78,5 +78,7 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
     root.handlers[:] = [handler]
     root.setLevel(settings.level)
     # One line a request or task at INFO would drown ours.
-    for chatty in ("httpx", "httpcore", "celery.worker.strategy", "celery.app.trace", "alembic"):
+    for chatty in ("httpx", "httpcore", "celery.worker.strategy", "alembic"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+    # Its warnings are messages that we have put back ourselves, and said why, with a traceback.
+    logging.getLogger("celery.app.trace").setLevel(logging.ERROR)

@@ -14,8 +14,8 @@ from typing import Any
 
 from kombu.transport import redis
 
-from captioner.envelope import (
-    MalformedError,
+from captioner.envelope import MalformedError
+from captioner.message_checks import (
     check_broadcast,
     check_event,
     check_reply,

@@ -1,0 +1,28 @@
+"""A private Redis Sentinel that watches a private Redis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from servers import RedisServer
+
+
+class RedisSentinel(RedisServer):
+    """Tells clients where `master` is, under the name `mymaster`; see `RedisServer`."""
+
+    name = "Redis Sentinel"
+
+    def __init__(self, master: RedisServer) -> None:
+        super().__init__()
+        self._master = master
+
+    def command(self) -> list[str | Path]:
+        configuration = self.folder / "sentinel.conf"
+        configuration.write_text(
+            f"port {self.port}\n"
+            "bind 127.0.0.1\n"
+            f"dir {self.folder}\n"
+            f"sentinel monitor mymaster 127.0.0.1 {self._master.port} 1\n"
+        )
+        configuration.chmod(0o666)  # it keeps what it learns there, as another user
+        return [self.program, configuration, "--sentinel"]

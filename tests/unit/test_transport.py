@@ -1,0 +1,51 @@
+"""Which transports are ours, and what each is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kombu.connection import Connection
+from pydantic import SecretStr
+
+from captioner.celery import QUEUES, SUBMISSIONS_QUEUE, create_app
+from captioner.domain import Lane
+from captioner.message_guard import GuardedChannel, GuardedClient, GuardedPubSub, GuardedQoS
+from captioner.settings import BrokerSettings, Settings
+from captioner.transport import broker_options
+
+
+def settings(url: str, folder: Path) -> Settings:
+    broker = BrokerSettings(url=SecretStr(url), sentinel_master="one", max_message_bytes=5000)
+    return Settings(data_dir=folder, broker=broker)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "sentinel"])
+def test_every_way_to_redis_is_guarded(scheme: str, tmp_path: Path) -> None:
+    url = f"{scheme}://127.0.0.1:1/0"
+    options = broker_options(settings(url, tmp_path))
+    connection: Any = Connection(url, transport_options=options)  # type: ignore[no-untyped-call]
+    channel = connection.get_transport_cls().Channel
+    assert issubclass(channel, GuardedChannel)
+    assert channel.QoS is GuardedQoS
+    assert set(options) <= set(channel.from_transport_options)
+    assert options["max_message_bytes"] == 5000
+    assert options.get("master_name") == ("one" if scheme == "sentinel" else None)
+    client = GuardedClient(global_keyprefix="", max_message_bytes=5000)
+    assert isinstance(client.pubsub(), GuardedPubSub)
+    client.close()
+
+
+def test_the_embedded_transport_is_told_nothing(tmp_path: Path) -> None:
+    assert broker_options(Settings(data_dir=tmp_path)) == {}
+
+
+def test_each_lane_has_a_queue_bound_to_it_alone(tmp_path: Path) -> None:
+    app = create_app(settings("redis://127.0.0.1:1/0", tmp_path))
+    names = [SUBMISSIONS_QUEUE, *(QUEUES[lane] for lane in Lane)]
+    assert list(app.amqp.queues) == names
+    assert names == app.settings.worker.queues.split(",")
+    bindings = {(queue.exchange.name, queue.routing_key) for queue in app.amqp.queues.values()}
+    assert bindings == {(name, name) for name in names}
+    app.close()
