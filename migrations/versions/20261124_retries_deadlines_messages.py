@@ -29,7 +29,8 @@ INDEXES = {
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("deadline_at", TIME, nullable=True))
-    op.add_column("jobs", sa.Column("retries", sa.Integer(), nullable=False, server_default="0"))
+    for column in ("retries", "losses"):
+        op.add_column("jobs", sa.Column(column, sa.Integer(), nullable=False, server_default="0"))
     op.add_column("jobs", sa.Column("dispatch_id", sa.Uuid(), nullable=True))
     # Nobody knows which of the waiting jobs share a message. As if each had its own, some are
     # published once more; as if none had, lost ones would never be noticed.
@@ -47,7 +48,7 @@ def downgrade() -> None:
         op.drop_index(name, "jobs")
     op.execute("UPDATE jobs SET lane = 'bulk' WHERE lane = 'video'")
     set_lanes("'interactive', 'bulk'")
-    for column in ("dispatch_id", "retries", "deadline_at"):
+    for column in ("dispatch_id", "losses", "retries", "deadline_at"):
         op.drop_column("jobs", column)
 
 

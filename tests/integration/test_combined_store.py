@@ -165,7 +165,7 @@ class Turmoil:
         while not self.over.is_set():
             if chance.random() < 0.3:  # else both workers are silent, and their jobs lost
                 store.register_worker("w", worker_id=f"w{number % 2}")
-            assert store.expire_workers(timedelta(0), 50, max_attempts=1_000).failed == 0
+            assert store.expire_workers(timedelta(0), 50, max_losses=1_000).failed == 0
             self.ended.extend(store.expire_overdue(50))
             store.release_due(50)
             store.mark_dispatched([[one for one, _ in store.undispatched(datetime.now(UTC), 50)]])

@@ -220,7 +220,7 @@ def test_a_lost_job_that_a_living_worker_just_took_stays_its_own(postgres_url: s
             # What somebody else's sweep and the living worker's claim have made of it.
             taken = text("UPDATE jobs SET owner = :owner, attempt = 2 WHERE id = :id")
             connection.execute(taken, {"owner": alive, "id": job_id})
-            sweep = pool.submit(store.expire_workers, timedelta(minutes=1), 10, max_attempts=20)
+            sweep = pool.submit(store.expire_workers, timedelta(minutes=1), 10, max_losses=20)
             until_somebody_waits_for_a_lock(store)
         assert sweep.result(timeout=60) == Lost(workers=0, requeued=0, failed=0)
         assert store.record([success(job_id, attempt=2)]) == {job_id}

@@ -84,7 +84,7 @@ def test_no_statement_of_the_path_or_of_housekeeping_reads_the_whole_table(engin
     store.count_dispatches(Lane.INTERACTIVE, NOON + MINUTE)
     assert store.oldest_dispatches(Lane.INTERACTIVE, NOON + MINUTE, 500)
     store.cancel([job.id for job in jobs[:120]])
-    assert store.expire_workers(MINUTE, 500, max_attempts=20, now=NOON).requeued == 80
+    assert store.expire_workers(MINUTE, 500, max_losses=20, now=NOON).requeued == 80
     assert len(store.expire_overdue(500, now=NOON + 9 * MINUTE)) == 500
     assert store.delete_finished(NOON - MINUTE, 500) == 500
     event.remove(engine, "before_cursor_execute", note)

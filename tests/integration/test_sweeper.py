@@ -215,12 +215,13 @@ def test_what_was_never_published_and_what_is_due_again_is(house: House) -> None
 def test_a_round_takes_back_gives_up_expires_and_deletes(
     urls: tuple[str, str], tmp_path: Path
 ) -> None:
-    house = opened(tmp_path, *urls, RETRY__MAX_ATTEMPTS="2", RETENTION__FINISHED_DAYS="7")
+    house = opened(tmp_path, *urls, RETRY__MAX_LOSSES="2", RETENTION__FINISHED_DAYS="7")
+    (poison,) = claimed(house.store, owner="gone")
+    assert house.store.expire_workers(timedelta(0), 1, max_losses=2, now=NOON).requeued == 1
     owner = house.store.register_worker("dead", now=NOON)
-    (old, lost, poison) = claimed(house.store, 3, owner=owner)
-    house.store.record([success(old)], now=NOON - timedelta(days=7))
-    house.store.requeue([again(poison)])
     house.store.claim([poison.id], owner, now=NOON)
+    (old, lost) = claimed(house.store, 2, owner=owner)
+    house.store.record([success(old)], now=NOON - timedelta(days=7))
     (late,) = submit(house.store, deadline_at=NOON + 30 * SECOND)
     assert house.sweeper.sweep(NOON + 46 * SECOND) == {
         "workers expired": 1,

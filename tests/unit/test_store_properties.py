@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import tempfile
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -67,6 +68,7 @@ class Books(RuleBasedStateMachine):
         self.not_before: dict[UUID, datetime] = {}
         self.deadline: dict[UUID, datetime] = {}
         self.counts: dict[UUID, tuple[int, int]] = {}
+        self.losses: Counter[UUID] = Counter()
         self.keys: dict[str, tuple[str, UUID]] = {}
 
     def teardown(self) -> None:
@@ -185,7 +187,7 @@ class Books(RuleBasedStateMachine):
     @rule(silent=st.integers(1, 5))
     def expire_workers(self, silent: int) -> None:
         lost = self.store.expire_workers(
-            timedelta(seconds=silent), 1_000, max_attempts=3, now=self.now
+            timedelta(seconds=silent), 1_000, max_losses=3, now=self.now
         )
         known = {owner for owner in self.alive if self.store.heartbeat(owner, now=self.now)}
         assert len(self.alive - known) == lost.workers
@@ -195,7 +197,8 @@ class Books(RuleBasedStateMachine):
             for one, state in self.state.items()
             if state is JobState.PROCESSING and self.owner[one] not in known
         ]
-        failed = [one for one in mine if self.attempt[one] >= 3]
+        self.losses.update(mine)
+        failed = [one for one in mine if self.losses[one] >= 3]
         assert (lost.requeued, lost.failed) == (len(mine) - len(failed), len(failed))
         self.state |= dict.fromkeys(mine, JobState.QUEUED) | dict.fromkeys(failed, JobState.FAILED)
 

@@ -28,10 +28,8 @@ def store(database_url: str) -> Iterator[Store]:
         yield store
 
 
-def sweep(store: Store, seconds: int, limit: int = 10, max_attempts: int = 20) -> Lost:
-    return store.expire_workers(
-        LEASE, limit, max_attempts=max_attempts, now=NOON + seconds * SECOND
-    )
+def sweep(store: Store, seconds: int, limit: int = 10, max_losses: int = 20) -> Lost:
+    return store.expire_workers(LEASE, limit, max_losses=max_losses, now=NOON + seconds * SECOND)
 
 
 # Silent workers
@@ -89,7 +87,7 @@ def test_a_job_that_kills_every_worker_ends(store: Store) -> None:
     for attempt in (1, 2, 3):
         (job,) = store.claim([job_id], f"w{attempt}", now=NOON)
         assert job.attempt == attempt
-        lost = sweep(store, 0, max_attempts=3)
+        lost = sweep(store, 0, max_losses=3)
         assert lost == (Lost(0, 1, 0) if attempt < 3 else Lost(0, 0, 1))
     ended = store.get(job_id)
     assert (ended.state, ended.failure and ended.failure.code) == (
@@ -98,6 +96,16 @@ def test_a_job_that_kills_every_worker_ends(store: Store) -> None:
     )
     assert events(store) == [(job_id, "caption.failed")]
     assert store.record([success(job)]) == set()
+
+
+def test_handing_a_job_back_however_often_says_nothing_against_it(store: Store) -> None:
+    (job_id,) = submit(store)
+    for _ in range(5):
+        (job,) = store.claim([job_id], "w", now=NOON)
+        store.requeue([again(job)])
+    (job,) = store.claim([job_id], "w", now=NOON)
+    assert job.attempt == 6
+    assert sweep(store, 0, max_losses=2) == Lost(0, 1, 0)
 
 
 def test_lost_jobs_go_back_in_bounded_batches(store: Store) -> None:

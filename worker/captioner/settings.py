@@ -196,8 +196,8 @@ class WorkerSettings(Section):
 class RetrySettings(Section):
     """What becomes of a job whose attempts fail or whose workers die."""
 
-    max_attempts: int = Field(
-        20, ge=1, le=10_000, description="A job whose worker died at its nth claim has failed."
+    max_losses: int = Field(
+        20, ge=1, le=10_000, description="A job whose workers died so often with it has failed."
     )
     max_retries: int = Field(
         5, ge=0, le=1000, description="A job is tried again so often after passing failures."

@@ -80,7 +80,7 @@ class Sweeper:
         workers = requeued = failed = 0
         for _ in range(MOST_BATCHES):
             lost = self._store.expire_workers(
-                self._lease, BATCH, max_attempts=self._settings.retry.max_attempts, now=now
+                self._lease, BATCH, max_losses=self._settings.retry.max_losses, now=now
             )
             workers, requeued = workers + lost.workers, requeued + lost.requeued
             failed += lost.failed

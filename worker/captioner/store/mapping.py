@@ -86,6 +86,7 @@ def job_values(request: CaptionRequest, *, created_at: datetime) -> dict[str, An
         "deadline_at": request.deadline_at,
         "attempt": 0,
         "retries": 0,
+        "losses": 0,
         "crashes": 0,
         "created_at": created_at,
         "timings": {},

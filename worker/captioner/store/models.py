@@ -78,6 +78,8 @@ class JobRow(Base):
     attempt: Mapped[int]
     #: Attempts that failed and were followed by another.
     retries: Mapped[int] = mapped_column(server_default="0")
+    #: Times its worker fell silent with it. Not `attempt`: what is handed back counts there, too.
+    losses: Mapped[int] = mapped_column(server_default="0")
     #: Times an engine or decoder died with this job alone in it.
     crashes: Mapped[int]
     #: `workers.id` of who runs or ran it; no foreign key, the name outlives the row.

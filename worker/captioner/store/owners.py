@@ -24,21 +24,22 @@ def forget_silent(connection: Connection, heard_before: datetime) -> int:
     return connection.execute(silent).rowcount
 
 
-def give_up(connection: Connection, limit: int, max_attempts: int, now: datetime) -> list[UUID]:
-    """End jobs in processing whose owner has no row and that were tried so often; their ids."""
-    rows, still = _lost(JobRow.attempt >= max_attempts, limit)
+def give_up(connection: Connection, limit: int, max_losses: int, now: datetime) -> list[UUID]:
+    """End jobs in processing whose owner has no row that were lost so often; their ids."""
+    rows, still = _lost(JobRow.losses + 1 >= max_losses, limit)
     return end(connection, rows, still, JobState.FAILED, _LOST, now)
 
 
-def take_back(connection: Connection, limit: int, max_attempts: int) -> int:
+def take_back(connection: Connection, limit: int, max_losses: int) -> int:
     """Put back jobs in processing whose owner has no row and that may be tried again; how many."""
-    rows, still = _lost(JobRow.attempt < max_attempts, limit)
+    rows, still = _lost(JobRow.losses + 1 < max_losses, limit)
     return changed(
         connection,
         update(JobRow)
         .where(JobRow.id == rows.c.id, still)
         .values(
             **QUEUED_AGAIN,
+            losses=JobRow.losses + 1,
             error_code=_LOST.code,
             error_message=_LOST.message,
             error_retryable=_LOST.retryable,
@@ -46,11 +47,11 @@ def take_back(connection: Connection, limit: int, max_attempts: int) -> int:
     )
 
 
-def _lost(tried: ColumnElement[bool], limit: int) -> tuple[CTE, ColumnElement[bool]]:
+def _lost(which: ColumnElement[bool], limit: int) -> tuple[CTE, ColumnElement[bool]]:
     """Jobs of owners without a row, locked; and what is asked again once they are."""
     lost = (
         select(JobRow.id)
-        .where(in_state(JobState.PROCESSING), _gone(JobRow.owner), tried)
+        .where(in_state(JobState.PROCESSING), _gone(JobRow.owner), which)
         .limit(limit)
     )
     rows = locked(JobRow.id.in_(lost))

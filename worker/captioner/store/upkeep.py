@@ -78,12 +78,12 @@ class Upkeep:
             workers.unregister_worker(connection, worker_id)
 
     def expire_workers(
-        self, silent_for: timedelta, limit: int, *, max_attempts: int, now: datetime | None = None
+        self, silent_for: timedelta, limit: int, *, max_losses: int, now: datetime | None = None
     ) -> Lost:
         """Delete workers without a heartbeat for that long, and put jobs of unknown owners back.
 
         The attempt of a job put back stays, the next claim raises it: whatever its former owner
-        records, before or after that claim, is refused. At its `max_attempts`th attempt it ends as
+        records, before or after that claim, is refused. Lost for the `max_losses`th time it ends as
         failed (`worker_lost`) instead, because it may be what kills its workers.
         """
         moment = or_now(now)
@@ -92,9 +92,9 @@ class Upkeep:
         with self._database.statement() as connection:
             silent = owners.forget_silent(connection, moment - silent_for)
         with self._database.transaction() as connection:
-            failed = owners.give_up(connection, limit, max_attempts, moment)
+            failed = owners.give_up(connection, limit, max_losses, moment)
         with self._database.statement() as connection:
-            requeued = owners.take_back(connection, limit, max_attempts)
+            requeued = owners.take_back(connection, limit, max_losses)
         return Lost(silent, requeued, len(failed))
 
     def try_acquire(
