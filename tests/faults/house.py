@@ -113,8 +113,13 @@ class House:
 
     def wait_until_done(self, seconds: float = 90) -> None:
         """Until every job has ended."""
-        unfinished = (JobState.QUEUED, JobState.PROCESSING)
-        wait_until(lambda: not any(map(self.count, unfinished)), seconds)
+
+        def done() -> bool:
+            # One snapshot: a job may go back to the queue between two.
+            counts = self.jobs.count_by_state()
+            return not counts[JobState.QUEUED] + counts[JobState.PROCESSING]
+
+        wait_until(done, seconds)
 
     def let_pass(self, minutes: float) -> None:
         """Make what has happened to unfinished jobs look so much older."""
