@@ -360,6 +360,7 @@ def test_a_stopped_child_that_reads_nothing_is_replaced() -> None:
     with running(max_batch=256, linger_seconds=1, hang_seconds=0.5) as engine:
         os.kill(pid_of(engine), signal.SIGSTOP)
         futures = [engine.submit(picture(1), one) for one in options]
+        # One that has no exception fails right here, as it should.
         codes = {future.exception(SECONDS).code for future in futures}  # type: ignore[union-attr]
         assert codes == {ErrorCode.PROMPT_TOO_LONG}
         assert engine.stats.restarts == 1

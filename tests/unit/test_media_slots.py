@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import deque
@@ -100,10 +101,10 @@ def test_the_interactive_go_first_and_each_lane_in_its_order(threads: ThreadPool
     done: list[Future[None]] = []
     for number in range(3):
         done.append(threads.submit(job, Lane.BULK, f"bulk {number}"))
-        until(lambda number=number: waiting(slots, Lane.BULK, number + 1))  # type: ignore[misc]
+        until(functools.partial(waiting, slots, Lane.BULK, number + 1))
     for number in range(2):
         done.append(threads.submit(job, Lane.INTERACTIVE, f"interactive {number}"))
-        until(lambda number=number: waiting(slots, Lane.INTERACTIVE, number + 1))  # type: ignore[misc]
+        until(functools.partial(waiting, slots, Lane.INTERACTIVE, number + 1))
     slots.release(Lane.BULK)
     for future in done:
         future.result(30)

@@ -102,7 +102,7 @@ def test_many_are_put_back_at_once_and_only_this_attempt(store: Store) -> None:
 
 def test_a_time_without_a_zone_is_refused(store: Store) -> None:
     (job,) = claimed(store)
-    naive = datetime(2026, 1, 1)  # noqa: DTZ001
+    naive = datetime(2026, 1, 1)  # noqa: DTZ001  # what is refused
     with pytest.raises(Exception, match="must have a time zone"):
         store.requeue([again(job, not_before=naive)])
     assert store.get(job.id).state is JobState.PROCESSING
@@ -173,7 +173,7 @@ def test_a_deadline_is_a_moment_in_any_zone() -> None:
 @pytest.mark.parametrize(
     ("deadline", "problem"),
     [
-        (datetime(2026, 1, 1), "must be a time with a time zone"),  # noqa: DTZ001
+        (datetime(2026, 1, 1), "must be a time with a time zone"),  # noqa: DTZ001  # refused
         ("2026-01-01T00:00:00Z", "must be a time with a time zone"),
         (datetime.max.replace(tzinfo=timezone(-timedelta(hours=1))), "beyond the calendar"),
     ],

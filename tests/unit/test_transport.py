@@ -25,6 +25,7 @@ def settings(url: str, folder: Path) -> Settings:
 def test_every_way_to_redis_is_guarded(scheme: str, tmp_path: Path) -> None:
     url = f"{scheme}://127.0.0.1:1/0"
     options = broker_options(settings(url, tmp_path))
+    # kombu is untyped.
     connection: Any = Connection(url, transport_options=options)  # type: ignore[no-untyped-call]
     channel = connection.get_transport_cls().Channel
     assert issubclass(channel, GuardedChannel)

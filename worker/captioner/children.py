@@ -58,7 +58,7 @@ class Child:
                     pass_fds=(theirs.fileno(), read_end),
                     start_new_session=True,
                 ).result()
-            except BaseException:
+            except BaseException:  # also an interruption must not leave these open
                 os.close(self._lifeline)
                 ours.close()
                 raise

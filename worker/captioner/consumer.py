@@ -44,7 +44,7 @@ class Consumer(consumer.Consumer):
         """A message of no protocol Celery knows."""
         self._drop(message, "it is not a task")
 
-    def on_unknown_task(self, body: object, message: Any, exc: Exception) -> None:  # noqa: ARG002
+    def on_unknown_task(self, body: object, message: Any, exc: Exception) -> None:  # noqa: ARG002  # ditto
         """A task that this worker has not got."""
         name, task_id = message.headers["task"], message.headers["id"]
         self._drop(message, f"no task has the name {name!r}", task_id=task_id)
@@ -52,11 +52,11 @@ class Consumer(consumer.Consumer):
             self.event_dispatcher.send("task-failed", uuid=task_id, exception="NotRegistered")
         signals.task_unknown.send(sender=self, message=message, exc=exc, name=name, id=task_id)
 
-    def on_invalid_task(self, body: object, message: Any, exc: Exception) -> None:  # noqa: ARG002
+    def on_invalid_task(self, body: object, message: Any, exc: Exception) -> None:  # noqa: ARG002  # ditto
         """A task whose headers or content type Celery refuses."""
         self._drop(message, f"Celery refuses it ({type(exc).__name__})")
 
-    def on_decode_error(self, message: Any, exc: Exception) -> None:  # noqa: ARG002
+    def on_decode_error(self, message: Any, exc: Exception) -> None:  # noqa: ARG002  # ditto
         """A body that cannot be read."""
         self._drop(message, "its body cannot be read")
 
