@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioner.inference import Captioner, GeneratedCaption, GenerationOptions, load_captioner
+from captioner.inference import (
+    Captioner,
+    GeneratedCaption,
+    GenerationOptions,
+    load_captioner,
+    unprojected,
+)
 from checkpoints import random_picture, save_tiny_blip
 
 PROMPTS = ("", "a picture of", "the woman ' s dog with a red boat", "a")
@@ -43,9 +49,18 @@ def reference(checkpoint: Path) -> Captioner:
     return load(checkpoint, "transformers")
 
 
-@pytest.fixture(scope="module")
-def fast(checkpoint: Path) -> Captioner:
-    return load(checkpoint, "fast")
+@pytest.fixture(scope="module", params=["projected", "unprojected"])
+def fast(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Captioner]:
+    """With keys and values of the images, and with their states alone, as CPUs in bfloat16 do."""
+    model: Any = load(checkpoint, "fast")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "unprojected":
+            patch.setattr(unprojected, "LEAST_IMAGES", 1)
+            patch.setattr(unprojected, "MOST_CAPTIONS", 100)
+            model._runner = unprojected.UnprojectedRunner(model.model.text)
+            for layer in model.model.text.layers:
+                layer.attend_image = unprojected.FewQueries(layer)
+        yield model
 
 
 def assert_equal(ours: Results, theirs: Results) -> None:

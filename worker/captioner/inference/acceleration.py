@@ -19,10 +19,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from captioner.inference.attention import attend_few, fastest_attention
+from captioner.inference.attention import fastest_attention
 from captioner.inference.blip import Blip, GeluLinear, TextLayer, VisionLayer
 from captioner.inference.cuda_graphs import GraphRunner
 from captioner.inference.decoding import EagerRunner, Runner
+from captioner.inference.unprojected import FewQueries, UnprojectedRunner
 
 #: Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -42,19 +43,21 @@ _IMAGES_TIMED = 8
 def accelerate(model: Blip) -> Runner:
     """Prepare a loaded model for its device and type, and say what is to run its decoder."""
     weight = model.vision.patches.weight
+    runner: Runner = EagerRunner(model.text)
     if weight.device.type == "cpu":
         torch.set_num_threads(max(1, min(torch.get_num_threads(), available_cores())))
         keep_freed_memory()
         if weight.dtype == torch.bfloat16 and _onednn_has_linear():
+            for layer in cast(Iterable[TextLayer], model.text.layers):
+                layer.attend_image = FewQueries(layer)
             _pack(model.vision, _ROWS_OF_IMAGES)
             _pack(model.text, _ROWS_OF_TOKENS)
-            for layer in cast(Iterable[TextLayer], model.text.layers):
-                layer.attend_image = attend_few
+            runner = UnprojectedRunner(model.text)
     if weight.dtype in (torch.float16, torch.bfloat16):
         _choose_attention(model)
     if weight.device.type == "cuda":
         return GraphRunner(model.text)
-    return EagerRunner(model.text)
+    return runner
 
 
 def keep_freed_memory(*, keep: bool = True) -> None:

@@ -9,7 +9,7 @@ head, W width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -20,6 +20,8 @@ from captioner.inference.architecture import Architecture, TextArchitecture, Vis
 
 #: Queries `[B, H, Q, D]`, keys and values `[B, H, N, D]`, to `[B, H, Q, D]`.
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+#: The same, of keys and values or of the image states that they would be projected from.
+ImageAttention = Callable[..., Tensor]
 
 
 class GeluLinear(nn.Linear):
@@ -104,10 +106,22 @@ class Cache:
     #: Per layer, keys and values of prompt and generated tokens: `[B, H, S, D]`.
     token_keys: list[Tensor]
     token_values: list[Tensor]
+    #: Image states `[B, N, W]` for all layers, where they are not projected; else nothing.
+    image_states: list[Tensor] = field(default_factory=list)
+
+    def of_images(self, layer: int) -> tuple[Tensor, ...]:
+        """What a layer attends to, beside its queries."""
+        return tuple(self.image_states) or (self.image_keys[layer], self.image_values[layer])
 
     def everything(self) -> list[list[Tensor]]:
-        """The four lists."""
-        return [self.image_keys, self.image_values, self.token_keys, self.token_values]
+        """All lists, in the order of the fields."""
+        return [
+            self.image_keys,
+            self.image_values,
+            self.token_keys,
+            self.token_values,
+            self.image_states,
+        ]
 
     def first(self, images: int) -> Cache:
         """The same memory, of the first images alone."""
@@ -152,15 +166,19 @@ class TextDecoder(nn.Module):
 
     def look(self, states: Tensor, slots: int) -> Cache:
         """Project image states `[B, N, W]` once for all that is to be generated from them."""
-        cache = Cache([], [], [], [])
+        cache = self.room(states, slots)
         for layer in cast(Iterable[TextLayer], self.layers):
             key, value = split_heads(layer.image_key_value(states), 2, self.heads)
             # Read at every step: each head's states lie together (measured on a CPU: 2 to 5 times).
             cache.image_keys.append(key.contiguous())
             cache.image_values.append(value.contiguous())
-            for part in (cache.token_keys, cache.token_values):
-                part.append(key.new_zeros(*key.shape[:2], slots, key.shape[3]))
         return cache
+
+    def room(self, states: Tensor, slots: int) -> Cache:
+        """A cache for the tokens of as many images, and nothing of the images yet."""
+        shape = (len(states), self.heads, slots, self.words.embedding_dim // self.heads)
+        keys, values = ([states.new_zeros(shape) for _ in self.layers] for _ in range(2))
+        return Cache([], [], keys, values)
 
     def forward(self, tokens: Tokens, cache: Cache) -> Tensor:
         """Read tokens, write their keys and values into the cache, and return `[B, Q, W]`."""
@@ -191,7 +209,7 @@ class TextLayer(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width)
         self.attended = ResidualLinear(width, width)
         self.norm_attention = nn.LayerNorm(width, eps=eps)
-        self.attend_image: Attention = functional.scaled_dot_product_attention
+        self.attend_image: ImageAttention = functional.scaled_dot_product_attention
         self.image_query = nn.Linear(width, width)
         self.image_key_value = nn.Linear(image_width, 2 * width)
         self.image_attended = ResidualLinear(width, width)
@@ -208,7 +226,7 @@ class TextLayer(nn.Module):
         seen = functional.scaled_dot_product_attention(query, keys, values, attn_mask=tokens.mask)
         x = self.norm_attention(self.attended(join_heads(seen), x))
         (query,) = split_heads(self.image_query(x), 1, self.heads)
-        seen = self.attend_image(query, cache.image_keys[index], cache.image_values[index])
+        seen = self.attend_image(query, *cache.of_images(index))
         x = self.norm_image(self.image_attended(join_heads(seen), x))
         out: Tensor = self.norm_perceptron(self.outer(self.inner(x), x))
         return out

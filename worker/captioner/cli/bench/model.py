@@ -219,10 +219,11 @@ def _print(report: dict[str, Any]) -> None:
         _print_rows(report)
     if encoder := report["encoder"]:
         console.print(
-            f"encoder, batch {encoder['batch']}: {encoder['seconds']:.3f} s, floor "
-            f"{encoder['floor_seconds']:.3f} s (products {encoder['product_seconds']:.3f} s at "
-            f"{encoder['product_tflops_per_second']:.3g} TFLOP/s, attention "
-            f"{encoder['attention_seconds']:.3f} s): {encoder['share']:.0%} of the floor reached",
+            f"encoder, batch {encoder['batch']}: {encoder['seconds']:.3f} s; its linear layers and "
+            f"attention alone {encoder['floor_seconds']:.3f} s: {encoder['share']:.0%} of this "
+            f"floor reached (attention {encoder['attention_seconds']:.3f} s); with bare products, "
+            f"at {encoder['product_tflops_per_second']:.3g} TFLOP/s, "
+            f"{encoder['bare_floor_seconds']:.3f} s: {encoder['bare_share']:.0%}",
             soft_wrap=True,
         )
     if memory := report["memory"]:

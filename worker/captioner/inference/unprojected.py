@@ -1,0 +1,69 @@
+"""Cross-attention to image states that are never projected to keys and values.
+
+A key is W_k x + b_k, so its product with a query q is (W_kᵀ q) · x + q · b_k; the second term is
+the same for every state x of the image, and softmax forgets it. A sum of values, weighted by
+numbers p that add up to 1, is W_v (Σ p x) + b_v. So the projections can act on a caption's few
+queries instead of on the image's 577 states (DeepSeek-V2 does the same with its compressed keys,
+arXiv 2405.04434, section 2.1.2).
+
+It pays where images are many and queries few: projecting 8 images to keys and values for 12 layers
+took 82 ms (two cores with AMX, bfloat16), and a step of 8 captions takes 13.5 ms instead of 15.5.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from captioner.inference.attention import attend_few
+from captioner.inference.blip import Cache, TextLayer
+from captioner.inference.decoding import EagerRunner
+
+#: Fewer do not pay for the projections of their queries, whose weights are read at every step.
+LEAST_IMAGES = 4
+#: More take longer for 1,024 numbers a state than for the 96 of a head.
+MOST_CAPTIONS = 3
+
+
+class UnprojectedRunner(EagerRunner):
+    """The decoder as it is written, with image states as they are where that is faster."""
+
+    def look(self, states: Tensor, captions: int, slots: int) -> Cache:
+        """See `Runner.look`."""
+        if len(states) < LEAST_IMAGES or captions > MOST_CAPTIONS:
+            return super().look(states, captions, slots)
+        cache = self._decoder.room(states, slots)
+        cache.image_states.append(states)
+        return cache
+
+
+class FewQueries:
+    """A layer's attention to one image for few queries."""
+
+    def __init__(self, layer: TextLayer) -> None:
+        """`layer` has its weights; they are copied."""
+        projection = layer.image_key_value
+        weight: Any = projection.weight.detach()
+        width = projection.out_features // 2
+        key, value = weight.view(2, layer.heads, width // layer.heads, projection.in_features)
+        #: `[H, D, W]` and `[H, W, D]`.
+        self._keys, self._values = key.contiguous(), value.transpose(1, 2).contiguous()
+        #: `[H, 1, D]`.
+        self._bias = projection.bias.detach()[width:].view(layer.heads, 1, -1)
+
+    def __call__(self, query: Tensor, *seen: Tensor) -> Tensor:
+        """Queries `[B, H, Q, D]`, and keys and values `[B, H, N, D]` or states `[B, N, W]`."""
+        if len(seen) == 2:
+            return attend_few(query, *seen)
+        (states,) = seen
+        images, heads, queries, size = query.shape
+        # `[H, B × Q, D]` to `[B, H × Q, W]`: one product a head, then one an image.
+        asked = query.transpose(0, 1).reshape(heads, images * queries, size) @ self._keys
+        asked = asked.view(heads, images, queries, -1).transpose(0, 1).flatten(1, 2)
+        scores = (asked @ states.transpose(1, 2)).float() * size**-0.5
+        mean = scores.softmax(-1).to(states.dtype) @ states
+        # And back.
+        mean = mean.view(images, heads, queries, -1).transpose(0, 1).flatten(1, 2)
+        values: Tensor = mean @ self._values + self._bias
+        return values.view(heads, images, queries, size).transpose(0, 1)
