@@ -59,6 +59,7 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
         "DATA_DIR": str(folder / "data"),
         "MODEL__ID": "demo",
         "MEDIA__ALLOWED_ROOTS": str(folder),
+        "MEDIA__ALLOWED_HOSTS": "127.0.0.1:*",  # where `hosts.py` serves pictures
         **settings,
     }
     kept = {k: v for k, v in os.environ.items() if not k.startswith("CAPTIONER_")}

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: jobs by state, and the seconds they took.
+"""Metrics for Prometheus: jobs, batches, deliveries, plugin errors, and what waits.
 
 `CAPTIONER_METRICS_PORT` opens an endpoint on the worker; without it the numbers are only kept.
 """
@@ -11,9 +11,10 @@ from contextlib import ExitStack
 
 from prometheus_client import REGISTRY, Counter, Histogram, start_http_server
 
-from captioner import Event, hookimpl
+from captioner import Event, WorkerStats, hookimpl
+from captioner_metrics.totals import Totals
 
-__all__ = ["JOBS", "REGISTRY", "STAGE_SECONDS"]
+__all__ = ["JOBS", "REGISTRY", "STAGE_SECONDS", "TOTALS"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ STAGE_SECONDS = Histogram(
     ["stage"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
+TOTALS = Totals()
+REGISTRY.register(TOTALS)
 
 _endpoint = ExitStack()
 
@@ -48,6 +51,12 @@ def observe(event: Event) -> None:
     JOBS.labels(event.state, event.error_code or "").inc()
     for stage, seconds in event.timings:
         STAGE_SECONDS.labels(stage).observe(seconds)
+
+
+@hookimpl
+def worker_stats(stats: WorkerStats) -> None:
+    """Keep what the worker has done so far."""
+    TOTALS.stats = stats
 
 
 @hookimpl

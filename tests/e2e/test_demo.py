@@ -32,6 +32,13 @@ def test_the_demo_ends_with_right_captions(tmp_path: Path) -> None:
     assert right == report["right"] >= 23
     assert any(job["caption"].startswith("a photography of") for job in report["jobs"])
     assert report["images_per_second"] > 0
+    video = report["video"]
+    assert video["right"] is True
+    assert [part["text"] for part in video["job"]["captions"][1:]] == [
+        text for _, _, text in video["timeline"]
+    ]
+    with Image.open(video["contact_sheet"]) as sheet:
+        assert sheet.format == "JPEG"
     assert report["worker_exit_code"] == 0
 
 

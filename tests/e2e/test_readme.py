@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from captioner.demo.films import random_film, write_film
 from captioner.demo.scenes import draw, scenes
 from processes import Worker, environment, running_worker
 
@@ -30,12 +31,13 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as the README's reader has it: some pictures, and nothing else."""
+    """A folder as the README's reader has it: some pictures, a film, and nothing else."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "folder").mkdir()
     for number, scene in enumerate(scenes(3, 3)):
         name = "picture.png" if number == 0 else f"folder/{number}.png"
         draw(scene, 256).save(folder / name)
+    write_film(random_film(3), folder / "film.mp4")
     return folder
 
 

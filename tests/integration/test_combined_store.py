@@ -58,8 +58,8 @@ def test_threads_share_statements_and_each_gets_its_own(stores: list[Store]) -> 
     def run(job_id: UUID) -> None:
         (job,) = combined.claim([job_id])
         assert (job.id, job.attempt, job.owner) == (job_id, 1, "w")
-        assert combined.record(success(job))
-        assert not combined.record(success(job))
+        assert combined.record([success(job)]) == [True]
+        assert combined.record([success(job)]) == [False]
 
     with counted(stores[0]) as statements, ThreadPoolExecutor(THREADS) as pool:
         for _ in pool.map(run, ids):
@@ -92,12 +92,12 @@ def test_a_worker_with_one_job_at_a_time_never_waits(stores: list[Store]) -> Non
     started = time.monotonic()
     for job_id in submit(stores[0], 3):
         (job,) = combined.claim([job_id])
-        assert combined.requeue(again(job))
+        assert combined.requeue([again(job)]) == [True]
         (job,) = combined.claim([job_id])
-        assert combined.record(success(job))
+        assert combined.record([success(job)]) == [True]
     (canceled, last) = submit(stores[0], 2)
     combined.claim([canceled])
-    combined.forget(canceled)
+    combined.forget([canceled])
     combined.claim([last])
     assert time.monotonic() - started < 30
 
@@ -106,11 +106,11 @@ def test_attempts_of_one_job_at_once_are_told_apart(stores: list[Store]) -> None
     (job_id,) = submit(stores[0])
     combined = CombinedStore(stores[0], "w")
     (first,) = combined.claim([job_id])
-    combined.requeue(again(first))
+    combined.requeue([again(first)])
     (second,) = combined.claim([job_id])
     third = dataclasses.replace(second, attempt=9)
     outcomes = [success(job) for job in (first, second, third, second)]
-    assert combined._record_all(outcomes) == [False, True, False, False]
+    assert combined._record_all([outcomes]) == [[False, True, False, False]]
     assert events(stores[0]) == [(job_id, "caption.succeeded")]
 
 
@@ -123,7 +123,7 @@ def test_one_bad_row_among_threads_is_its_own_failure(stores: list[Store]) -> No
         outcome = success(jobs[job_id])
         if job_id == ids[5]:
             outcome = dataclasses.replace(outcome, captions=outcome.captions * 2)
-        return combined.record(outcome)
+        return combined.record([outcome])[0]
 
     with ThreadPoolExecutor(THREADS) as pool:
         assert all(pool.map(record, ids))
@@ -152,12 +152,12 @@ class Turmoil:
 
     def finish(self, job: Job, worker: CombinedStore, way: int) -> None:
         if way < 2:
-            worker.requeue(again(job, failure=BROKEN, not_before=datetime.now(UTC)))
+            worker.requeue([again(job, failure=BROKEN, not_before=datetime.now(UTC))])
         elif way == 2:
             canceled = self.stores[0].cancel([job.id])
-            assert not (canceled and worker.record(success(job)))
+            assert not (canceled and worker.record([success(job)])[0])
             self.ended.extend(canceled)
-        elif way > 3 and worker.record(success(job)):  # and else nothing, as if it had died
+        elif way > 3 and worker.record([success(job)])[0]:  # and else nothing, as if it had died
             self.ended.append(job.id)
 
     def sweep(self, number: int) -> None:

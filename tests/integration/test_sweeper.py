@@ -23,7 +23,7 @@ from captioner.store import open_store, upgrade
 from captioner.sweeper import Sweeper
 from processes import environment, settings_of
 from servers import RedisServer
-from stored import BROKEN, NOON, again, claimed, events, submit, success
+from stored import BROKEN, NOON, again, claimed, events, nobody_listens, submit, success
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -222,6 +222,7 @@ def test_a_round_takes_back_gives_up_expires_and_deletes(
     house.store.claim([poison.id], owner, now=NOON)
     (old, lost) = claimed(house.store, 2, owner=owner)
     house.store.record([success(old)], now=NOON - timedelta(days=7))
+    nobody_listens(house.store)
     (late,) = submit(house.store, deadline_at=NOON + 30 * SECOND)
     assert house.sweeper.sweep(NOON + 46 * SECOND) == {
         "workers expired": 1,
@@ -288,6 +289,7 @@ def test_a_step_that_fails_stops_no_other(
         house = opened(tmp_path, server.url, postgres_url, RETENTION__FINISHED_DAYS="1")
         (job,) = claimed(house.store)
         house.store.record([success(job)], now=NOON)
+        nobody_listens(house.store)
         submit(house.store, 2)
         server.stop()
         later = NOON + timedelta(days=2)

@@ -200,7 +200,7 @@ class Stage:
         self.engine = InlineEngine(lambda: self.model, max_batch=2)
         self.engine.start()
         limits = MediaSettings(allowed_roots=(folder,))
-        sampler = InlineSampler(open_plugins(PluginSettings(), limits))
+        sampler = InlineSampler(open_plugins(PluginSettings(), limits), limits)
         self.pipeline = Pipeline(self.engine, sampler, limits)
         self.pictures = [picture(number) for number in range(1, 6)]
         for number in range(1, 6):

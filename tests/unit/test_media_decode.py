@@ -100,6 +100,19 @@ def test_every_bad_file_is_refused_with_its_code(tmp_path: Path, bad: BadFile) -
     assert not error.retryable
 
 
+@pytest.mark.parametrize("name", ["photo.svg", "photo.jpg", "photo.html", "photo"])
+def test_the_format_is_told_by_the_content_and_never_by_the_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(encode(quadrants(), "PNG"))
+    assert decode_image(Media(path, f"/{name}"), LIMITS).tobytes() == quadrants().tobytes()
+
+    for content in (b'<svg xmlns="http://www.w3.org/2000/svg"/>', b"%PDF-1.7", b"%!PS-Adobe-3.0"):
+        path.write_bytes(content)
+        with pytest.raises(JobError) as caught:
+            decode_image(Media(path, f"/{name}"), LIMITS)
+        assert caught.value.code is ErrorCode.UNSUPPORTED_MEDIA_TYPE
+
+
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_orientation_is_applied(tmp_path: Path, image_format: str, orientation: int) -> None:

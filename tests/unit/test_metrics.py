@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
+from prometheus_client import generate_latest
 
 import captioner_metrics
-from captioner import Event, JobState
+from captioner import Event, JobState, WorkerStats
 from captioner.plugins import load_plugins
 from captioner.settings import PluginSettings, Settings
 from servers import free_port
@@ -38,3 +39,31 @@ def test_jobs_are_counted_and_the_endpoint_shows_them(monkeypatch: pytest.Monkey
     plugins.notify("worker_stopping")
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(url, timeout=10)
+
+
+def test_the_workers_totals_are_shown_as_it_told_them() -> None:
+    plugins = load_plugins(PluginSettings(enabled=("metrics",)))
+    stats = WorkerStats(
+        batches=3,
+        pictures=70,
+        busy_seconds=1.5,
+        engine_restarts=1,
+        plugin_errors={("mine", "observe"): 4},
+        deliveries={("webhook", "delivered"): 9, ("webhook", "dead"): 1},
+        unfinished_jobs={"queued": 10_000, "processing": 96},
+    )
+    plugins.notify("worker_stats", stats=stats)
+    lines = generate_latest(captioner_metrics.REGISTRY).decode().splitlines()
+    shown = [line for line in lines if line.startswith("captioner_") and "_created" not in line]
+    totals = [line for line in shown if not line.startswith(("captioner_jobs", "captioner_stage"))]
+    assert sorted(totals) == [
+        "captioner_batches_total 3.0",
+        'captioner_deliveries_total{outcome="dead",plugin="webhook"} 1.0',
+        'captioner_deliveries_total{outcome="delivered",plugin="webhook"} 9.0',
+        "captioner_engine_busy_seconds_total 1.5",
+        "captioner_engine_restarts_total 1.0",
+        "captioner_pictures_total 70.0",
+        'captioner_plugin_errors_total{hook="observe",plugin="mine"} 4.0',
+        'captioner_unfinished_jobs{state="processing"} 96.0',
+        'captioner_unfinished_jobs{state="queued"} 10000.0',
+    ]

@@ -91,7 +91,7 @@ class Film:
 def sampler(plugin: object) -> InlineSampler:
     plugins = Plugins()
     plugins.register(plugin, "test")
-    return InlineSampler(plugins)
+    return InlineSampler(plugins, MediaSettings())
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_a_canceled_job_stops_waiting_for_the_engine(
 ) -> None:
     engine, film, canceled = SlowEngine(), Film(100), threading.Event()
     pipeline = Pipeline(engine, sampler(film), limits)
-    job = thread.submit(pipeline.caption, picture, canceled=canceled)
+    job = thread.submit(pipeline.caption, picture, canceled=canceled.is_set)
     for _ in range(FRAMES_IN_FLIGHT):
         assert engine.submitted.acquire(timeout=30)
     canceled.set()
@@ -172,7 +172,7 @@ def test_a_job_that_was_canceled_before_it_began_does_nothing(limits: MediaSetti
     canceled.set()
     request = CaptionRequest(source=Source("/not/allowed"))  # which nobody finds out
     with pytest.raises(CanceledError):
-        Pipeline(SlowEngine(), sampler(Film(1)), limits).caption(request, canceled=canceled)
+        Pipeline(SlowEngine(), sampler(Film(1)), limits).caption(request, canceled=canceled.is_set)
 
 
 def test_a_film_that_is_canceled_is_not_sampled_to_its_end(
@@ -181,7 +181,7 @@ def test_a_film_that_is_canceled_is_not_sampled_to_its_end(
     canceled = threading.Event()
     engine, film = SlowEngine(), Film(FRAMES_IN_FLIGHT, at_third=canceled.set)
     with pytest.raises(CanceledError):
-        Pipeline(engine, sampler(film), limits).caption(picture, canceled=canceled)
+        Pipeline(engine, sampler(film), limits).caption(picture, canceled=canceled.is_set)
     assert film.made == 3
     assert film.closed.is_set()
     assert all(future.cancelled() for future in engine.futures)

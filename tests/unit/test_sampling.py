@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from captioner.domain import CaptionRequest, Frame, Lane, Media, Source
-from captioner.errors import CrashError, ErrorCode, JobError
+from captioner.errors import CrashError, ErrorCode, JobError, PluginError
 from captioner.sampling import ChildSampler, InlineSampler, Sampler, open_plugins
 from captioner.sampling.wire import Ready, pack, unpack
 from captioner.settings import LogSettings, MediaSettings, PluginSettings
@@ -142,7 +142,9 @@ def process_state(pid: int) -> str:
 
 
 def test_pictures_are_those_of_the_inline_sampler(tmp_path: Path, open_sampler: Open) -> None:
-    inline = InlineSampler(open_plugins(PluginSettings(enabled=()), MediaSettings()))
+    inline = InlineSampler(
+        open_plugins(PluginSettings(enabled=()), MediaSettings()), MediaSettings()
+    )
     sampler = open_sampler()
     for picture in zoo():
         file = media(tmp_path, picture.name, picture.data)
@@ -154,7 +156,9 @@ def test_pictures_are_those_of_the_inline_sampler(tmp_path: Path, open_sampler: 
 
 
 def test_refusals_are_those_of_the_inline_sampler(tmp_path: Path, open_sampler: Open) -> None:
-    inline = InlineSampler(open_plugins(PluginSettings(enabled=()), MediaSettings()))
+    inline = InlineSampler(
+        open_plugins(PluginSettings(enabled=()), MediaSettings()), MediaSettings()
+    )
     sampler = open_sampler()
     for bad in bad_files():  # decompression bombs among them
         file = media(tmp_path, f"bad-{bad.name}", bad.data)
@@ -188,7 +192,7 @@ def test_what_a_plugin_does_wrong_fails_its_job_alone(
     file = media(tmp_path, name.replace(".", "-1."))
     sampler: Sampler = open_sampler()
     if inline:
-        sampler = InlineSampler(open_plugins(poison, MediaSettings()))
+        sampler = InlineSampler(open_plugins(poison, MediaSettings()), MediaSettings())
     error = failure(sampler, Media(file.path, name))
     assert error.code is code
     assert not error.retryable
@@ -461,6 +465,8 @@ def test_a_hung_decoder_ends_with_its_parent(tmp_path: Path, poison: PluginSetti
         b"R" + bytes(8) + b"{}",
         b"R" + bytes(8) + b'{"retires": false, "error": ["no_such_code", "x", true]}',
         b"R" + bytes(8) + b'{"retires": false, "error": 5}',
+        b"R" + bytes(8) + b'{"retires": false, "error": null, "plugin": 5}',
+        b"R" + bytes(8) + b'{"retires": false, "error": null, "plugin": ["a"]}',
         b"R" + bytes(8) + b"[]",
         b"R" + bytes(8) + b"[" * 50_000,
     ],
@@ -487,3 +493,12 @@ def test_what_is_packed_is_unpacked(time_seconds: float | None) -> None:
         error.message,
         False,
     )
+
+
+def test_whose_fault_it_was_is_told() -> None:
+    told = unpack(pack(Ready(PluginError("mine", "sample_frames", KeyError("x")))), SIZE)
+    assert isinstance(told, Ready)
+    assert isinstance(told.error, PluginError)
+    assert (told.error.plugin, told.error.hook) == ("mine", "sample_frames")
+    assert told.error.message == "plugin 'mine' failed in sample_frames: KeyError: 'x'"
+    assert (told.error.code, told.error.retryable) == (ErrorCode.PLUGIN_FAILED, False)

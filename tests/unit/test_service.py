@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 from PIL import Image
 
-from captioner import CaptionRequest, Event, GenerationOptions, Source, hookimpl
+from captioner import Caption, CaptionRequest, Event, GenerationOptions, Source, attempts, hookimpl
 from captioner.domain import JobState, Requeue
 from captioner.engine import InlineEngine
 from captioner.errors import CrashError, ErrorCode, HostBusyError
 from captioner.media import StillImages
 from captioner.plugins import Plugins
+from captioner.room import Room
 from captioner.sampling import InlineSampler
 from captioner.service import CaptionService
 from captioner.settings import MediaSettings, Settings
+from captioner.stats import WorkerStats
 from captioner.store import Store, create_store_engine, upgrade
 from captioner.testing import FakeCaptionModel
 from processes import wait_until
@@ -32,6 +37,10 @@ class Observer:
     @hookimpl
     def observe(self, event: Event) -> None:
         self.events.append(event)
+
+    @hookimpl
+    def worker_stats(self, stats: WorkerStats) -> None:
+        """Comes after all events before it."""
 
 
 class Bench:
@@ -51,9 +60,14 @@ class Bench:
         engine.start()
         settings = Settings(data_dir=folder, media=limits)
         owner = self.store.register_worker("test")
-        self.service = CaptionService(
-            self.store, engine, InlineSampler(self.plugins), self.plugins, settings, owner
-        )
+        sampler = InlineSampler(self.plugins, limits)
+        self.service = CaptionService(self.store, engine, sampler, self.plugins, settings, owner)
+
+    @property
+    def heard(self) -> list[Event]:
+        """What the observer has heard, once it has heard all there is."""
+        self.service.reports.observers.tell_and_wait("worker_stats", 30, stats=WorkerStats())
+        return self.observer.events
 
     def run_when_due(self, job_id: UUID) -> list[JobState]:
         """Run a job as if its pause were over."""
@@ -91,7 +105,7 @@ def test_a_job_is_captioned_recorded_and_told_of(bench: Bench) -> None:
     assert (job.state, job.attempt, job.caption) == ("succeeded", 1, "mean colour 10 20 30")
     assert job.model == bench.model.info
     assert set(job.timings) == {"fetch", "decode", "engine", "total"}
-    (event,) = bench.observer.events
+    (event,) = bench.heard
     assert (event.job_id, event.type) == (request.id, "caption.succeeded")
 
 
@@ -100,7 +114,7 @@ def test_a_second_message_for_the_same_job_does_nothing(bench: Bench) -> None:
     with ThreadPoolExecutor(16) as executor:
         states = list(executor.map(lambda _: bench.service.run([request.id]), range(50)))
     assert [state for run in states for state in run] == [JobState.SUCCEEDED]
-    assert len(bench.observer.events) == 1
+    assert len(bench.heard) == 1
     assert sum(bench.model.batches) == 1
 
 
@@ -134,7 +148,7 @@ def test_a_canceled_job_keeps_no_result(bench: Bench) -> None:
         assert running.result(10) == [JobState.CANCELED]
     job = bench.store.get(request.id)
     assert (job.state, job.captions) == (JobState.CANCELED, ())
-    assert bench.observer.events == []
+    assert bench.heard == []
 
 
 @pytest.mark.parametrize(
@@ -153,7 +167,7 @@ def test_what_cannot_be_fetched_fails_with_its_code(bench: Bench, source: str, c
     assert failure is not None
     assert failure.code == code
     assert "\n" not in failure.message
-    assert bench.observer.events[0].error_code == code
+    assert bench.heard[0].error_code == code
 
 
 def test_a_broken_provider_fails_the_job_and_is_named(bench: Bench) -> None:
@@ -187,7 +201,7 @@ def test_a_model_failure_is_tried_again_with_pauses_and_then_final(bench: Bench)
     job = bench.store.get(request.id)
     assert job.failure is not None
     assert (job.failure.code, job.retries) == ("internal", 5)
-    assert [event.type for event in bench.observer.events] == ["caption.failed"]
+    assert [event.type for event in bench.heard] == ["caption.failed"]
 
 
 def test_a_job_that_crashes_its_process_alone_three_times_has_failed(bench: Bench) -> None:
@@ -217,7 +231,7 @@ def test_a_job_past_its_deadline_expires(bench: Bench) -> None:
     job = bench.store.get(request.id)
     assert job.failure is not None
     assert (job.state, job.failure.code) == ("expired", "deadline_exceeded")
-    assert [event.type for event in bench.observer.events] == ["caption.expired"]
+    assert [event.type for event in bench.heard] == ["caption.expired"]
 
 
 def test_the_host_of_a_job_may_be_busy_without_counting_against_it(
@@ -228,7 +242,7 @@ def test_the_host_of_a_job_may_be_busy_without_counting_against_it(
 
     (request,) = bench.submit(bench.picture("a.png", (1, 2, 3)))
     with monkeypatch.context() as patch:
-        patch.setattr(bench.service._pipeline, "caption", busy)
+        patch.setattr(bench.service._pipeline, "begin", busy)
         assert bench.service.run([request.id]) == [JobState.QUEUED]
     job = bench.store.get(request.id)
     assert (job.retries, job.crashes, job.failure) == (0, 0, None)
@@ -298,6 +312,142 @@ def test_what_has_not_begun_is_handed_back_untried_when_the_worker_stops(bench: 
     assert bench.model.batches == []
 
 
+def test_a_slow_one_of_a_message_holds_up_the_record_of_no_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = threading.Event()
+    begin = bench.service._pipeline.begin
+
+    def slow(request: CaptionRequest, **rest: object) -> object:
+        if request.id == first.id:
+            assert fetched.wait(30)
+        return begin(request, **rest)  # type: ignore[arg-type]  # passed on
+
+    pictures = [bench.picture(f"{n}.png", (10, 20, 30 + n)) for n in range(6)]
+    first, *others = bench.submit(*pictures)
+    monkeypatch.setattr(bench.service._pipeline, "begin", slow)
+    with ThreadPoolExecutor(1) as executor:
+        run = executor.submit(bench.service.run, [first.id, *(one.id for one in others)])
+        wait_until(lambda: bench.store.count_by_state()[JobState.SUCCEEDED] == len(others))
+        assert bench.store.get(first.id).state is JobState.PROCESSING
+        fetched.set()
+        assert run.result(30) == [JobState.SUCCEEDED] * 6
+    texts = [bench.store.get(one.id).caption for one in (first, *others)]
+    assert texts == [f"mean colour 10 20 {30 + n}" for n in range(6)]
+
+
+def test_one_of_a_message_can_be_canceled_while_the_engine_is_busy(bench: Bench) -> None:
+    bench.model.release.clear()
+    names = [bench.picture(f"{n}.png", (10, 20, 30 + n)) for n in range(3)]
+    requests = bench.submit(*names)
+    with ThreadPoolExecutor(1) as executor:
+        run = executor.submit(bench.service.run, [one.id for one in requests])
+        assert bench.model.busy.wait(10)
+        bench.service.cancel([requests[1].id])
+        wait_until(lambda: len(bench.service._in_hand.claims()) == 2)  # put away at once
+        bench.model.release.set()
+        assert run.result(30) == [JobState.SUCCEEDED, JobState.CANCELED, JobState.SUCCEEDED]
+
+
+def test_messages_of_many_wait_for_room_and_those_of_one_do_not(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.service._room = Room(2)
+    bench.model.release.clear()
+    submit, pictures = bench.service._engine.submit, []
+
+    def count(*picture: Any) -> Future[Any]:
+        pictures.append(picture)
+        return submit(*picture)
+
+    monkeypatch.setattr(bench.service._engine, "submit", count)
+    many = bench.submit(*[bench.picture(f"{n}.png", (10, 20, 30 + n)) for n in range(4)])
+    (alone,) = bench.submit(bench.picture("alone.png", (1, 2, 3)))
+    with ThreadPoolExecutor(3) as executor:
+        first = executor.submit(bench.service.run, [one.id for one in many[:2]])
+        wait_until(lambda: bench.store.count_by_state()[JobState.PROCESSING] == 2)
+        second = executor.submit(bench.service.run, [one.id for one in many[2:]])
+        third = executor.submit(bench.service.run, [alone.id])
+        wait_until(lambda: len(pictures) == 3)
+        assert len(pictures) == 3  # the second message is claimed, and waits
+        bench.service.stop_taking()
+        assert second.result(30) == [JobState.QUEUED] * 2  # handed back at once
+        bench.model.release.set()
+        assert first.result(30) == [JobState.SUCCEEDED] * 2
+        assert third.result(30) == [JobState.SUCCEEDED]
+
+
+def test_a_worker_that_has_enough_says_so(bench: Bench) -> None:
+    bench.model.release.clear()
+    bench.service._concurrency = 1
+    assert not bench.service.full
+    requests = bench.submit(*[bench.picture(f"{n}.png", (10, 20, 30 + n)) for n in range(10)])
+    with ThreadPoolExecutor(1) as executor:
+        run = executor.submit(bench.service.run, [one.id for one in requests])
+        wait_until(lambda: bench.service.full)
+        bench.model.release.set()
+        assert run.result(30) == [JobState.SUCCEEDED] * 10
+    assert not bench.service.full
+
+
+class Processor:
+    """Takes its time with a caption, or raises what it likes."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.busy = threading.Event()
+
+    @hookimpl
+    def process_caption(self, caption: Caption) -> None:
+        if caption.text == "mean colour 1 1 1":
+            raise asyncio.CancelledError
+        if caption.text == "mean colour 2 2 2":
+            self.busy.set()
+            self.go_on.wait()
+
+
+def test_a_slow_processor_holds_up_its_own_job_alone(bench: Bench) -> None:
+    processor = Processor()
+    bench.plugins.register(processor, "slow")
+    slow, *others = bench.submit(*[bench.picture(f"{n}.png", (n, n, n)) for n in (2, 3, 4, 5)])
+    with ThreadPoolExecutor(1) as executor:
+        run = executor.submit(bench.service.run, [slow.id, *(one.id for one in others)])
+        wait_until(lambda: bench.store.count_by_state()[JobState.SUCCEEDED] == len(others))
+        assert processor.busy.is_set()
+        processor.go_on.set()
+        assert run.result(30) == [JobState.SUCCEEDED] * 4
+
+
+@pytest.mark.parametrize("names", [(2,), (2, 3)])
+def test_a_hanging_processor_fails_its_job(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, names: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(attempts, "FINISH_SECONDS", 0.2)
+    processor = Processor()
+    bench.plugins.register(processor, "hanging")
+    requests = bench.submit(*[bench.picture(f"{n}.png", (n, n, n)) for n in names])
+    states = bench.service.run([one.id for one in requests])
+    assert states == [JobState.FAILED, JobState.SUCCEEDED][: len(names)]
+    failure = bench.store.get(requests[0].id).failure
+    assert failure is not None
+    assert (failure.code, "did not return" in failure.message) == ("plugin_failed", True)
+    processor.go_on.set()
+
+
+def test_what_a_plugin_raises_is_caught_whatever_it_is(bench: Bench) -> None:
+    bench.plugins.register(Processor(), "raising")
+    requests = bench.submit(*[bench.picture(f"{n}.png", (n, n, n)) for n in (1, 3)])
+    assert bench.service.run([one.id for one in requests]) == [
+        JobState.FAILED,
+        JobState.SUCCEEDED,
+    ]
+    (alone,) = bench.submit(bench.picture("alone.png", (1, 1, 1)))
+    assert bench.service.run([alone.id]) == [JobState.FAILED]
+    failure = bench.store.get(alone.id).failure
+    assert failure is not None
+    assert failure.code == "plugin_failed"
+
+
 def test_handing_back_gives_up_what_runs(bench: Bench) -> None:
     bench.model.release.clear()
     (request,) = bench.submit(bench.picture("a.png", (10, 20, 30)))
@@ -308,7 +458,7 @@ def test_handing_back_gives_up_what_runs(bench: Bench) -> None:
         assert bench.store.get(request.id).state is JobState.QUEUED
         assert running.result(10) == [JobState.QUEUED]
     bench.model.release.set()
-    assert bench.observer.events == []
+    assert bench.heard == []
 
 
 def test_jobs_of_a_closed_engine_go_back(bench: Bench) -> None:

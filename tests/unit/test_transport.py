@@ -9,7 +9,7 @@ import pytest
 from kombu.connection import Connection
 from pydantic import SecretStr
 
-from captioner.celery import QUEUES, SUBMISSIONS_QUEUE, create_app
+from captioner.celery import EVENTS_QUEUE, QUEUES, SUBMISSIONS_QUEUE, create_app
 from captioner.domain import Lane
 from captioner.message_guard import GuardedChannel, GuardedClient, GuardedPubSub, GuardedQoS
 from captioner.settings import BrokerSettings, Settings
@@ -44,9 +44,9 @@ def test_the_embedded_transport_is_told_nothing(tmp_path: Path) -> None:
 
 def test_each_lane_has_a_queue_bound_to_it_alone(tmp_path: Path) -> None:
     app = create_app(settings("redis://127.0.0.1:1/0", tmp_path))
-    names = [SUBMISSIONS_QUEUE, *(QUEUES[lane] for lane in Lane)]
+    names = [SUBMISSIONS_QUEUE, *(QUEUES[lane] for lane in Lane), EVENTS_QUEUE]
     assert list(app.amqp.queues) == names
-    assert names == app.settings.worker.queues.split(",")
+    assert names == f"{app.settings.queues},{EVENTS_QUEUE}".split(",")
     bindings = {(queue.exchange.name, queue.routing_key) for queue in app.amqp.queues.values()}
     assert bindings == {(name, name) for name in names}
     app.close()

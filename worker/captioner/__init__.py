@@ -2,33 +2,74 @@
 
 from __future__ import annotations
 
+import importlib
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import pluggy
 
-from captioner.domain import Caption, CaptionRequest, Frame, Job, JobState, Media, Source
-from captioner.errors import CaptionerError, ErrorCode, JobError
-from captioner.events import Event
-from captioner.options import GenerationOptions
+from captioner.containers import PREFIX_BYTES, find_container
+from captioner.domain import (
+    Caption,
+    CaptionRequest,
+    Frame,
+    FrameCaptions,
+    Job,
+    JobState,
+    Media,
+    ModelInfo,
+    Source,
+)
+from captioner.errors import CaptionerError, DeliveryError, ErrorCode, JobError
+from captioner.events import Event, Receipt
+from captioner.options import AltTextOptions, GenerationOptions
+from captioner.stats import WorkerStats
+from captioner.video_options import VideoOptions
+from captioner.words import content_words
+
+if TYPE_CHECKING:
+    from captioner.media.frames import square
+    from captioner.settings import MediaSettings
 
 __version__ = version("captioner")
 
 #: Marks a plugin's function as the implementation of the hook of the same name.
 hookimpl = pluggy.HookimplMarker("captioner")
 
+#: Where the names are that load numpy, Pillow or pydantic; who does not use them need not wait.
+_ELSEWHERE = {"MediaSettings": "captioner.settings", "square": "captioner.media.frames"}
+
 __all__ = [
+    "PREFIX_BYTES",
+    "AltTextOptions",
     "Caption",
     "CaptionRequest",
     "CaptionerError",
+    "DeliveryError",
     "ErrorCode",
     "Event",
     "Frame",
+    "FrameCaptions",
     "GenerationOptions",
     "Job",
     "JobError",
     "JobState",
     "Media",
+    "MediaSettings",
+    "ModelInfo",
+    "Receipt",
     "Source",
+    "VideoOptions",
+    "WorkerStats",
     "__version__",
+    "content_words",
+    "find_container",
     "hookimpl",
+    "square",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_ELSEWHERE[name]), name)

@@ -22,11 +22,13 @@ from captioner.settings import Settings, load_settings
 from captioner.transport import broker_options, prepare_embedded_broker
 
 if TYPE_CHECKING:
+    from captioner.delivering import DeliveryService
     from captioner.service import CaptionService
     from captioner.store import Store
 
 CAPTION_TASK = "captioner.caption"
 SUBMIT_TASK = "captioner.submit"
+DELIVER_TASK = "captioner.deliver"
 MESSAGE_VERSION = 1
 #: Most job ids of one message: bulk work pays Celery's price per message once for all of them.
 MAX_JOBS_PER_MESSAGE = 64
@@ -35,6 +37,8 @@ QUEUES = {Lane.INTERACTIVE: "captions", Lane.BULK: "captions.bulk", Lane.VIDEO: 
 #: Requests of producers without a database; they go first, because until a worker has inserted
 #: them they are only as safe as Redis.
 SUBMISSIONS_QUEUE = "submissions"
+#: Whoever works for it delivers events; those are in SQL, and a message only says "look now".
+EVENTS_QUEUE = "events"
 
 
 class CaptionerApp(celery.Celery):
@@ -43,6 +47,8 @@ class CaptionerApp(celery.Celery):
     settings: Settings
     #: Set by the pool once the model is loaded; None in producers.
     service: CaptionService | None = None
+    #: Set by the pool of a worker that delivers events.
+    deliveries: DeliveryService | None = None
     #: The database and this worker's id there, set by the pool.
     store: Store | None = None
     owner: str = ""
@@ -80,7 +86,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         # An exchange each: Celery would bind those that name none to the default queue's.
         "task_queues": [
             Queue(name, Exchange(name), routing_key=name)
-            for name in (SUBMISSIONS_QUEUE, *QUEUES.values())
+            for name in (SUBMISSIONS_QUEUE, *QUEUES.values(), EVENTS_QUEUE)
         ],
         "task_default_queue": QUEUES[Lane.INTERACTIVE],
         # A typing error in a queue's name fails at once instead of being published to nobody.
@@ -122,6 +128,26 @@ def publish(app: celery.Celery, job_ids: Sequence[UUID], lane: Lane) -> None:
         ) from error
 
 
+def publish_look(app: celery.Celery) -> bool:
+    """Have a worker look for deliveries at once; False when the broker did not take the message.
+
+    It would find them by itself, half a second later.
+    """
+    try:
+        app.send_task(
+            DELIVER_TASK,
+            kwargs={"v": MESSAGE_VERSION},
+            queue=EVENTS_QUEUE,
+            argsrepr="()",
+            kwargsrepr="look now",
+            ignore_result=True,
+            retry=False,
+        )
+    except (BrokerError, KombuError, OSError):
+        return False
+    return True
+
+
 def shown(job_ids: Sequence[UUID]) -> str:
     """A message's arguments as logs and Flower show them: what tells it from others, no more."""
     more = f" and {len(job_ids) - 1} more" if len(job_ids) > 1 else ""
@@ -137,7 +163,7 @@ def run_worker(settings: Settings) -> int:
     code = command.main(
         args=[
             *("-A", "captioner", "--quiet", "worker", "--without-gossip", "--without-mingle"),
-            *("--hostname", worker.name, "--queues", worker.queues),
+            *("--hostname", worker.name, "--queues", settings.queues),
         ],
         standalone_mode=False,
     )

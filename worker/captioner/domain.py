@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +14,8 @@ from urllib.parse import unquote, urlsplit
 from uuid import UUID, uuid4
 
 from captioner.errors import ErrorCode, InvalidRequestError
-from captioner.options import GenerationOptions
+from captioner.options import AltTextOptions, GenerationOptions, options_mapping
+from captioner.video_options import VideoOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +26,12 @@ MAX_SOURCE_CHARACTERS = 8_192
 #: Longest `data:` source, in characters: 256 KiB of bytes as base64, and the header.
 MAX_INLINE_CHARACTERS = 256 * 1024 * 4 // 3 + 256
 MAX_CLIENT_KEY_CHARACTERS = 255
+MAX_WEBHOOK_URL_CHARACTERS = 2_048
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+#: Half a character, which UTF-8 cannot encode.
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class JobState(StrEnum):
@@ -51,6 +59,13 @@ class Lane(StrEnum):
     VIDEO = "video"
 
 
+class EndpointState(StrEnum):
+    """Whether a registered receiver of webhooks is sent any."""
+
+    ENABLED = "enabled"
+    DISABLED = "disabled"
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where the media is: `https://…`, `http://…`, `file:///…`, an absolute path, or `data:…`.
@@ -68,9 +83,9 @@ class Source:
         limit = MAX_INLINE_CHARACTERS if self.scheme == "data" else MAX_SOURCE_CHARACTERS
         if len(self.uri) > limit:
             raise InvalidRequestError(f"source of {len(self.uri)} characters; at most {limit}")
-        if any(ord(character) < 32 or ord(character) == 127 for character in self.uri):
+        if _CONTROL.search(self.uri):
             raise InvalidRequestError("source must not contain control characters")
-        if any("\ud800" <= character <= "\udfff" for character in self.uri):
+        if _SURROGATE.search(self.uri):
             raise InvalidRequestError("source must be valid Unicode; rename the file to UTF-8")
 
     @property
@@ -82,6 +97,11 @@ class Source:
             if colon and head.isascii() and head.isalnum() and len(head) > 1
             else "file"
         )
+
+    @property
+    def is_local(self) -> bool:
+        """True when it is on this machine, or in the request itself."""
+        return self.scheme in ("file", "data")
 
     @property
     def display(self) -> str:
@@ -118,6 +138,10 @@ class CaptionRequest:
 
     source: Source
     options: GenerationOptions = field(default_factory=GenerationOptions)
+    #: For plugins that make alt texts.
+    alt_text: AltTextOptions = field(default_factory=AltTextOptions)
+    #: Which frames of a video are captioned.
+    video: VideoOptions = field(default_factory=VideoOptions)
     #: The client's own key: the same key never makes a second job.
     client_key: str | None = None
     #: Opaque to captioner; stored, and echoed in results and events.
@@ -125,10 +149,12 @@ class CaptionRequest:
     lane: Lane = Lane.INTERACTIVE
     #: Of no use after this, with a time zone (kept as UTC); what has not ended by then expires.
     deadline_at: datetime | None = None
+    #: Who is told how the job ended; it may hold a secret.
+    webhook_url: str | None = field(default=None, repr=False)
     id: UUID = field(default_factory=uuid4)
 
     def __post_init__(self) -> None:
-        """Refuse an unusable client key or deadline."""
+        """Refuse an unusable client key, deadline or webhook URL."""
         key = self.client_key
         if key is not None and not 0 < len(key) <= MAX_CLIENT_KEY_CHARACTERS:
             raise InvalidRequestError(
@@ -138,6 +164,31 @@ class CaptionRequest:
             raise InvalidRequestError("client_key must not contain NUL characters")
         if self.deadline_at is not None:
             object.__setattr__(self, "deadline_at", _deadline(self.deadline_at))
+        if self.webhook_url is not None:
+            check_webhook_url(self.webhook_url)
+
+
+def check_webhook_url(url: object) -> None:
+    """Refuse what no webhook could be sent to; whether it may be is asked when one is sent.
+
+    Raises:
+        InvalidRequestError: the text holds nothing of the URL, which may hold a secret.
+    """
+    if not isinstance(url, str) or not 0 < len(url) <= MAX_WEBHOOK_URL_CHARACTERS:
+        raise InvalidRequestError(
+            f"webhook_url must be a URL of at most {MAX_WEBHOOK_URL_CHARACTERS} characters"
+        )
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise InvalidRequestError("webhook_url must be ASCII without spaces; percent-encode it")
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise InvalidRequestError("webhook_url must be of the form https://host/path")
+    if parts.username is not None or parts.password is not None:
+        raise InvalidRequestError("webhook_url must not hold a user name or a password")
 
 
 def _deadline(value: object) -> datetime:
@@ -167,6 +218,14 @@ class Frame:
     pixels: NDArray[np.uint8] = field(repr=False)
     #: Seconds from the start of the media; None for a still image.
     time_seconds: float | None = None
+    #: How many the media will give in all, this one included, when that is known.
+    expected_frames: int | None = None
+    #: How long the media lasts, when that is known.
+    media_seconds: float | None = None
+    #: Looks like the one before it, whose captions it gets: the model is not asked.
+    repeated: bool = False
+    #: Width over height of the picture before it was squared.
+    aspect_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,9 +244,30 @@ class Caption:
     beam_score: float | None = None
     start_seconds: float | None = None
     end_seconds: float | None = None
+    #: Empty: the picture is decorative; None: nobody made one.
     alt_text: str | None = None
-    #: What made it: `model`, or the name of the plugin that did.
+    #: What made its text: `model`, or the name of the plugin that did.
     origin: str = "model"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle, which carries captions out of the engine: its own way is far slower."""
+        return _caption, tuple(getattr(self, name) for name in self.__slots__)
+
+
+def _caption(*values: Any) -> Caption:
+    return Caption(**dict(zip(Caption.__slots__, values, strict=True)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameCaptions:
+    """What the model says of one frame."""
+
+    #: Seconds from the start of the media; None for a still image.
+    time_seconds: float | None
+    #: Best first, at least one.
+    captions: tuple[Caption, ...]
+    #: How long the media lasts, when that is known.
+    media_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,10 +302,14 @@ class Job:
     state: JobState
     source: Source
     options: GenerationOptions
+    alt_text: AltTextOptions
+    video: VideoOptions
     client_key: str | None
     metadata: Mapping[str, Any]
     lane: Lane
     deadline_at: datetime | None
+    #: Who is told how it ended; it may hold a secret.
+    webhook_url: str | None = field(repr=False)
     #: Times this job was claimed by a worker; also the fencing token of a record.
     attempt: int
     #: Attempts that failed and were followed by another; those handed back or lost do not count.
@@ -254,14 +338,17 @@ class Job:
             id=self.id,
             source=self.source,
             options=self.options,
+            alt_text=self.alt_text,
+            video=self.video,
             client_key=self.client_key,
             metadata=self.metadata,
             lane=self.lane,
             deadline_at=self.deadline_at,
+            webhook_url=self.webhook_url,
         )
 
     def as_mapping(self) -> dict[str, Any]:
-        """The job as programs see it, everywhere: JSON values only, the source redacted."""
+        """The job as programs see it, everywhere: JSON values only, URLs redacted."""
         return {
             "id": str(self.id),
             "state": self.state.value,
@@ -269,8 +356,9 @@ class Job:
             "client_key": self.client_key,
             "metadata": dict(self.metadata),
             "lane": self.lane.value,
-            "options": self.options.as_mapping(),
+            "options": options_mapping(self.options, self.alt_text, self.video),
             "deadline_at": _iso(self.deadline_at),
+            "webhook_url": Source(self.webhook_url).display if self.webhook_url else None,
             "attempt": self.attempt,
             "retries": self.retries,
             "crashes": self.crashes,

@@ -80,12 +80,14 @@ class InvalidRequestError(JobError):
 class PluginError(JobError):
     """A provider plugin raised; the job fails with the plugin's name in the message."""
 
-    def __init__(self, plugin: str, hook: str, error: BaseException) -> None:
-        """`plugin` and `hook` say where to look; `error` is what was raised there."""
+    def __init__(self, plugin: str, hook: str, error: BaseException | str) -> None:
+        """`plugin` and `hook` say where to look; `error` is what was raised there, or its text."""
+        self.reason = error if isinstance(error, str) else describe(error)
         super().__init__(
-            ErrorCode.PLUGIN_FAILED, f"plugin {plugin!r} failed in {hook}: {describe(error)}"
+            ErrorCode.PLUGIN_FAILED, f"plugin {plugin!r} failed in {hook}: {self.reason}"
         )
         self.plugin = plugin
+        self.hook = hook
 
 
 class CrashError(JobError):
@@ -138,6 +140,64 @@ class JobNotFoundError(CaptionerError):
     def __init__(self, job_id: object) -> None:
         """`job_id` is shown as the caller wrote it."""
         super().__init__(f"no job has the id {job_id}")
+
+
+class EventNotFoundError(CaptionerError):
+    """No event has this id."""
+
+    def __init__(self, event_id: object) -> None:
+        """`event_id` is shown as the caller wrote it."""
+        super().__init__(f"no event has the id {event_id}")
+
+
+class DeliveryNotFoundError(CaptionerError):
+    """No delivery has this id."""
+
+    def __init__(self, delivery_id: object) -> None:
+        """`delivery_id` is shown as the caller wrote it."""
+        super().__init__(f"no delivery has the id {delivery_id}; see: captioner events list")
+
+
+class EndpointNotFoundError(CaptionerError):
+    """No webhook endpoint has this id."""
+
+    def __init__(self, endpoint_id: object) -> None:
+        """`endpoint_id` is shown as the caller wrote it."""
+        super().__init__(
+            f"no webhook endpoint has the id {endpoint_id}; see: captioner webhooks list"
+        )
+
+
+class WebhookVerificationError(CaptionerError):
+    """A request is not to be believed: a receiver answers it with 401."""
+
+
+class DeliveryError(CaptionerError):
+    """What a plugin raises when a delivery failed, to say how it goes on; else as scheduled."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        excerpt: str = "",
+        retry_after_seconds: float | None = None,
+        permanent: bool = False,
+    ) -> None:
+        """Say what is known.
+
+        Args:
+            message: one line for the delivery log; no secrets.
+            status: of the answer, such as the HTTP status.
+            excerpt: the beginning of the answer; 1 KiB is kept.
+            retry_after_seconds: not tried again before then; a day at most is honoured.
+            permanent: never tried again.
+        """
+        super().__init__(message)
+        self.status = status
+        self.excerpt = excerpt
+        self.retry_after_seconds = retry_after_seconds
+        self.permanent = permanent
 
 
 class DuplicateClientKeyError(CaptionerError):

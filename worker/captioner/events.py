@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from uuid import UUID
 
-from captioner.domain import JobState
+from captioner.domain import JobState, Lane
 
-#: Event types by the state a job arrives in. `video.*` joins them with the video plugin.
-EVENT_TYPES = {
-    JobState.SUCCEEDED: "caption.succeeded",
-    JobState.FAILED: "caption.failed",
-    JobState.CANCELED: "caption.canceled",
-    JobState.EXPIRED: "caption.expired",
-}
+MAX_TARGET_CHARACTERS = 255
+
+
+
+def event_type(state: JobState, lane: Lane) -> str:
+    """What an event is called: `caption.succeeded`, or `video.succeeded` in the video lane."""
+    return f"{'video' if lane is Lane.VIDEO else 'caption'}.{state.value}"
+
+
+#: Every type there is.
+ALL_EVENT_TYPES = tuple(
+    event_type(state, lane)
+    for lane in (Lane.INTERACTIVE, Lane.VIDEO)
+    for state in JobState
+    if state.terminal
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +32,9 @@ class Event:
     """One transition of one job; exactly one row of the outbox stands behind it."""
 
     job_id: UUID
-    #: One of `EVENT_TYPES`.
+    #: Its row in the outbox, the same for all who hear of it; None: told in the worker itself.
+    id: int | None = None
+    #: One of `ALL_EVENT_TYPES`.
     type: str
     state: JobState
     #: The attempt that made the transition.
@@ -32,3 +44,22 @@ class Event:
     error_code: str | None = None
     #: Seconds by stage, as on the job.
     timings: tuple[tuple[str, float], ...] = ()
+
+
+class DeliveryState(StrEnum):
+    """Where a delivery is: `pending → delivered | dead`."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    #: Tried for as long as the schedule says, or refused for good.
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What a delivery got for an answer; goes to the delivery log."""
+
+    #: Such as the HTTP status.
+    status: int | None = None
+    #: The beginning of the answer; 1 KiB is kept.
+    excerpt: str = ""

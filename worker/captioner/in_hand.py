@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from uuid import UUID
 
 from captioner.domain import Job
@@ -18,33 +18,38 @@ class InHand:
     def __init__(self) -> None:
         """Nothing is in hand."""
         self._lock = threading.Lock()
-        self._canceled: dict[Claim, threading.Event] = {}
+        self._claims: set[Claim] = set()
+        self._canceled: set[Claim] = set()
 
     def add(self, jobs: Iterable[Job]) -> None:
         """Take jobs that were just claimed."""
         with self._lock:
-            self._canceled.update({_claim(job): threading.Event() for job in jobs})
+            self._claims.update(map(_claim, jobs))
 
-    def remove(self, job: Job) -> None:
-        """Put a job away: its attempt has ended."""
+    def remove(self, jobs: Iterable[Job]) -> None:
+        """Put jobs away: their attempts have ended. Twice does nothing."""
         with self._lock:
-            del self._canceled[_claim(job)]
+            claims = list(map(_claim, jobs))
+            self._claims.difference_update(claims)
+            self._canceled.difference_update(claims)
 
-    def canceled(self, job: Job) -> threading.Event:
-        """Set when nobody wants this attempt's result any more."""
-        return self._canceled[_claim(job)]
+    def canceled(self, job: Job) -> Callable[[], bool]:
+        """Tells whether nobody wants this attempt's result any more."""
+        claim = _claim(job)
+        return lambda: claim in self._canceled
+
+    def __len__(self) -> int:
+        return len(self._claims)
 
     def claims(self) -> set[Claim]:
         """All that is in hand now."""
         with self._lock:
-            return set(self._canceled)
+            return set(self._claims)
 
     def cancel(self, claims: Collection[Claim]) -> None:
         """Tell those of these that are in hand."""
         with self._lock:
-            for claim in claims:
-                if event := self._canceled.get(claim):
-                    event.set()
+            self._canceled.update(self._claims.intersection(claims))
 
 
 def _claim(job: Job) -> Claim:

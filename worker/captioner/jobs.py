@@ -28,10 +28,11 @@ from captioner.celery import create_app
 from captioner.domain import CaptionRequest, Job, JobState, Lane, Source
 from captioner.errors import InvalidRequestError, JobNotFoundError
 from captioner.options import GenerationOptions
-from captioner.request_json import options_from
+from captioner.request_json import alt_text_from, options_from, video_from
 from captioner.settings import Settings, load_settings
 from captioner.store import Cursor, Submission, open_store
 from captioner.submitting import Refusal, add_each, dispatch
+from captioner.video_options import VideoOptions
 
 #: `wait` asks the database this often at first, and at last.
 FIRST_PAUSE_SECONDS = 0.02
@@ -79,10 +80,12 @@ class Jobs(AbstractContextManager["Jobs"]):
         *,
         prompt: str | None = None,
         options: Mapping[str, Any] | GenerationOptions | None = None,
+        video: Mapping[str, Any] | VideoOptions | None = None,
         client_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         lane: Lane = Lane.INTERACTIVE,
         deadline_at: datetime | None = None,
+        webhook_url: str | None = None,
     ) -> Job:
         """Submit one job and return at once.
 
@@ -93,27 +96,38 @@ class Jobs(AbstractContextManager["Jobs"]):
             source: `https://…`, `http://…`, `file:///…`, an absolute path the workers can read,
                 or `data:…` up to 256 KiB.
             prompt: text the caption starts with.
-            options: `GenerationOptions`, or some of them by name.
+            options: `GenerationOptions`, or some of them by name, among which `alt_text` may be
+                `{"max_characters": 125, "decorative": False}`.
+            video: `VideoOptions`, or some of them by name, such as
+                `{"strategy": "interval", "interval_seconds": 10}`; they may be in `options`, too.
             client_key: your own key of at most 255 characters.
             metadata: anything JSON can hold; echoed in results.
             lane: `bulk` lets interactive jobs overtake.
             deadline_at: with a time zone; the job expires if it has not ended by then.
+            webhook_url: who is told how the job ended, by a signed webhook.
 
         Raises:
             InvalidRequestError: the request cannot be used.
             DuplicateClientKeyError: the key belongs to a different request.
         """
+        if isinstance(options, GenerationOptions):
+            options = options.as_mapping()
+        options = options or {}
+        if video is None:
+            video = video_from(options, {})
+        elif not isinstance(video, VideoOptions):
+            video = VideoOptions.from_mapping(video)
+        defaults = self.settings.generation.model_dump()
         request = CaptionRequest(
             source=Source(source),
-            options=options_from(
-                options.as_mapping() if isinstance(options, GenerationOptions) else options or {},
-                prompt,
-                self.settings.generation.model_dump(),
-            ),
+            options=options_from(options, prompt, defaults),
+            alt_text=alt_text_from(options, defaults),
+            video=video,
             client_key=client_key,
             metadata=metadata or {},
             lane=lane,
             deadline_at=deadline_at,
+            webhook_url=webhook_url,
         )
         return self.submit_all([request])[0].job
 

@@ -93,6 +93,7 @@ class GuardedChannel(redis.Channel):
     """A channel to Redis."""
 
     QoS = GuardedQoS
+    _commands: Any = None
     max_message_bytes = DEFAULT_MAX_BYTES
     from_transport_options = (  # type: ignore[assignment]  # one longer
         *redis.Channel.from_transport_options,
@@ -105,6 +106,17 @@ class GuardedChannel(redis.Channel):
             global_keyprefix=self.global_keyprefix,
             max_message_bytes=self.max_message_bytes,
         )
+
+    def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002  # kombu's
+        """One client for all that waits for its answer: kombu would make one for each command.
+
+        Making one takes longer than the command. It holds nothing but the channel's pool.
+        """
+        if asynchronous:
+            return super()._create_client(asynchronous=True)
+        if self._pool is None or self._commands is None:
+            self._commands = super()._create_client()
+        return self._commands
 
 
 class GuardedSentinelChannel(GuardedChannel, redis.SentinelChannel):

@@ -10,17 +10,20 @@ import tempfile
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
-from captioner.domain import Caption, CaptionRequest, Frame, Source
+from captioner.domain import Caption, CaptionRequest, Frame, FrameCaptions
 from captioner.engine import Engine
 from captioner.errors import CanceledError, ErrorCode, JobError
-from captioner.media import HostSlots, open_source
+from captioner.media import HostSlots
+from captioner.plugins import Plugins
+from captioner.providers import Providers
 from captioner.sampling import Sampler
 from captioner.settings import MediaSettings
 
@@ -28,6 +31,8 @@ from captioner.settings import MediaSettings
 FRAMES_IN_FLIGHT = 16
 #: How often who waits for the engine looks whether the job is still wanted.
 CHECK_SECONDS = 0.25
+#: The folder of what is not brought anywhere.
+_NOWHERE = nullcontext(Path(os.devnull))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,13 @@ class Pipeline:
     """
 
     def __init__(
-        self, engine: Engine, sampler: Sampler, limits: MediaSettings, *, concurrency: int = 64
+        self,
+        engine: Engine,
+        sampler: Sampler,
+        limits: MediaSettings,
+        *,
+        plugins: Plugins | None = None,
+        concurrency: int = 64,
     ) -> None:
         """Bring the parts together; who made them closes them.
 
@@ -54,45 +65,68 @@ class Pipeline:
             engine: must be started.
             sampler: decodes the media.
             limits: what may be fetched.
+            plugins: asked for sources and captions; their failures are counted there.
             concurrency: how many jobs are in hand at once, at most so many of them downloading;
                 bulk jobs and videos leave some of that to interactive ones.
         """
         self._engine = engine
         self._sampler = sampler
-        self._limits = limits
+        self._providers = Providers(plugins or Plugins(), limits)
         self._hosts = HostSlots(limits.connections_per_host, concurrency)
+
+    @property
+    def finishes_slowly(self) -> bool:
+        """True when plugins work on captions, which may take them any time."""
+        return self._providers.process_captions
 
     def caption(
         self,
         request: CaptionRequest,
         *,
-        canceled: threading.Event | None = None,
+        canceled: Callable[[], bool] | None = None,
     ) -> Captioned:
         """Caption one source.
 
         Args:
             request: what the client asked for; past its deadline nothing is waited for.
-            canceled: set by whoever does not want the result any more.
+            canceled: asked now and then; true when nobody wants the result any more.
 
         Raises:
             JobError: it cannot be; the code says why.
             CrashError: the process that worked on it died.
             HostBusyError: its host has enough to do; the job belongs back in the queue.
             EngineClosedError: the engine is closed; the job belongs back in the queue.
-            CanceledError: `canceled` was set.
+            CanceledError: `canceled` said so.
+        """
+        return self.begin(request, canceled=canceled).result()
+
+    def begin(
+        self,
+        request: CaptionRequest,
+        *,
+        canceled: Callable[[], bool] | None = None,
+    ) -> Captioning:
+        """Fetch and decode one source and give its frames to the engine; see `caption`.
+
+        Returns when the engine has the last frame: what has many waits for room meanwhile.
         """
         watch = _Watch(canceled, request.deadline_at)
-        with closing(self._frames(request, watch)) as frames:
-            captions = self._captions(frames, request, watch)
-        timings = {stage: round(seconds, 6) for stage, seconds in watch.seconds.items()}
-        return Captioned(_combine(captions), timings)
+        captioning = Captioning(self._engine, self._providers, request, watch)
+        try:
+            with self._providers.counted(), closing(self._frames(request, watch)) as frames:
+                for frame in frames:
+                    captioning.add(frame)
+        except BaseException:
+            captioning.abandon()
+            raise
+        return captioning
 
     def _frames(self, request: CaptionRequest, watch: _Watch) -> Generator[Frame, None, None]:
         """Fetch and decode; what was fetched is gone when the last frame was taken."""
-        with _folder_for(request.source) as folder:
+        with _folder(needed=self._providers.needs_folder(request.source)) as folder:
             watch.check()
             with watch.timed("fetch"), self._hosts.hold(request.source, request.lane):
-                media = open_source(request.source, folder, self._limits)
+                media = self._providers.open_source(request.source, folder)
             size = self._engine.info.image_size
             with closing(self._sampler.sample(media, request, size)) as frames:
                 while True:
@@ -103,42 +137,110 @@ class Pipeline:
                         return
                     yield frame
 
-    def _captions(
-        self, frames: Iterator[Frame], request: CaptionRequest, watch: _Watch
-    ) -> list[tuple[float | None, list[Caption]]]:
-        """Time and captions of each frame, in their order."""
-        done: list[tuple[float | None, list[Caption]]] = []
-        waiting: deque[tuple[float | None, Future[list[Caption]]]] = deque()
 
-        def take() -> None:
-            seconds, future = waiting[0]
-            with watch.timed("engine"):
-                done.append((seconds, watch.result(future)))
-            waiting.popleft()
+class Captioning:
+    """One source whose frames are with the engine."""
 
+    def __init__(
+        self, engine: Engine, providers: Providers, request: CaptionRequest, watch: _Watch
+    ) -> None:
+        """`engine` has none of the frames yet."""
+        self._engine = engine
+        self._providers = providers
+        self._request = request
+        self._watch = watch
+        #: Time and captions of each frame, in their order.
+        self._done: list[FrameCaptions] = []
+        self._waiting: deque[tuple[_Seen, Future[list[Caption]]]] = deque()
+        #: Of the frame that came last: what it gives holds for frames that repeat it.
+        self._last: Future[list[Caption]] | None = None
+        self.abandoned = False
+
+    def add(self, frame: Frame) -> None:
+        """Give the engine one more frame, when it has room for it; one that repeats costs none."""
+        if len(self._waiting) == FRAMES_IN_FLIGHT:
+            self._take()
+        if self._last is None or not frame.repeated:
+            request = self._request
+            self._last = self._engine.submit(frame.pixels, request.options, request.lane)
+        self._waiting.append((_Seen(frame.time_seconds, frame.media_seconds), self._last))
+
+    def when_done(self, tell: Callable[[], None]) -> None:
+        """Have `tell` called when `result` need not wait; maybe at once, maybe by the engine."""
+        remaining = len(self._waiting)
+        since = time.monotonic()
+        lock = threading.Lock()
+
+        def one_done(_: object) -> None:
+            nonlocal remaining
+            with lock:
+                remaining -= 1
+                last = not remaining
+            if last:
+                self._watch.seconds["engine"] += time.monotonic() - since
+                tell()
+
+        for _, future in list(self._waiting):
+            future.add_done_callback(one_done)
+
+    def check(self) -> None:
+        """Give up, and raise, when the result is not wanted any more; see `Pipeline.caption`."""
         try:
-            for frame in frames:
-                if len(waiting) == FRAMES_IN_FLIGHT:
-                    take()
-                future = self._engine.submit(frame.pixels, request.options, request.lane)
-                waiting.append((frame.time_seconds, future))
-            while waiting:
-                take()
-        finally:
-            for _, future in waiting:
-                future.cancel()
-        return done
+            self._watch.check()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def result(self) -> Captioned:
+        """Wait for the captions; see `Pipeline.caption`."""
+        try:
+            while self._waiting:
+                self._take()
+            with self._providers.counted():
+                captions = self._providers.finish(self._done, self._request)
+        except BaseException:
+            self.abandon()
+            raise
+        timings = {stage: round(seconds, 6) for stage, seconds in self._watch.seconds.items()}
+        return Captioned(captions, timings)
+
+    def abandon(self) -> None:
+        """Let the engine drop what it has not begun."""
+        self.abandoned = True
+        for _, future in self._waiting:
+            future.cancel()
+
+    def _take(self) -> None:
+        seen, future = self._waiting[0]
+        with self._watch.timed("engine"):
+            captions = tuple(self._watch.result(future))
+        self._done.append(
+            FrameCaptions(
+                time_seconds=seen.time_seconds,
+                captions=captions,
+                media_seconds=seen.media_seconds,
+            )
+        )
+        self._waiting.popleft()
 
 
-@contextmanager
-def _folder_for(source: Source) -> Iterator[Path]:
+class _Seen(NamedTuple):
+    """What stays of a frame whose pixels are with the engine."""
+
+    time_seconds: float | None
+    media_seconds: float | None
+
+
+def _folder(*, needed: bool) -> AbstractContextManager[Path]:
     """Where a source is brought to, gone afterwards; a local file is read where it lies.
 
     Making and removing one took a quarter of a worker's time where captions took none.
     """
-    if source.scheme == "file":
-        yield Path(os.devnull)
-        return
+    return _own_folder() if needed else _NOWHERE
+
+
+@contextmanager
+def _own_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="captioner-") as folder:
         yield Path(folder)
 
@@ -146,14 +248,14 @@ def _folder_for(source: Source) -> Iterator[Path]:
 class _Watch:
     """Whether a job may go on, and where its time goes."""
 
-    def __init__(self, canceled: threading.Event | None, deadline_at: datetime | None) -> None:
+    def __init__(self, canceled: Callable[[], bool] | None, deadline_at: datetime | None) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._canceled = canceled
         self._deadline_at = deadline_at
 
     def check(self) -> None:
         """Raise if the job is canceled or late."""
-        if self._canceled and self._canceled.is_set():
+        if self._canceled and self._canceled():
             raise CanceledError("the job was canceled")
         if self._deadline_at and datetime.now(UTC) > self._deadline_at:
             raise JobError(ErrorCode.DEADLINE_EXCEEDED, f"not done by {self._deadline_at}")
@@ -168,20 +270,21 @@ class _Watch:
                 if future.done():
                     return future.result()
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.monotonic() - started
+    def timed(self, stage: str) -> _Timed:
+        return _Timed(self.seconds, stage)
 
 
-def _combine(frames: Sequence[tuple[float | None, Sequence[Caption]]]) -> tuple[Caption, ...]:
-    """A still image keeps its n-best list; of several frames each keeps its best, in time order."""
-    if len(frames) == 1:
-        return tuple(frames[0][1])
-    return tuple(
-        replace(captions[0], rank=rank, start_seconds=seconds)
-        for rank, (seconds, captions) in enumerate(frames)
-    )
+class _Timed:
+    """Adds the time that its block takes; a class, as every job passes several."""
+
+    __slots__ = ("_seconds", "_stage", "_started")
+
+    def __init__(self, seconds: defaultdict[str, float], stage: str) -> None:
+        self._seconds = seconds
+        self._stage = stage
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds[self._stage] += time.monotonic() - self._started

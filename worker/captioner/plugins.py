@@ -5,8 +5,9 @@ Entry points are loaded one by one: pluggy's own loader stops at the first that 
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -15,6 +16,7 @@ import pluggy
 
 from captioner import hookspecs
 from captioner.errors import JobError, PluginError, describe
+from captioner.plugin_errors import PluginErrors
 from captioner.settings import PluginSettings
 
 ENTRY_POINT_GROUP = "captioner.plugins"
@@ -30,7 +32,7 @@ class PluginInfo:
     #: Distribution and its version; empty for the ones inside captioner.
     distribution: str
     version: str
-    #: `enabled`, `disabled` or `failed`.
+    #: `enabled`, `disabled` or `failed`; `absent`: it failed elsewhere and is not installed here.
     state: str
     hooks: tuple[str, ...] = ()
     #: Why it failed, in one line.
@@ -45,6 +47,10 @@ class Plugins:
         self._manager = pluggy.PluginManager("captioner")
         self._manager.add_hookspecs(hookspecs)
         self._infos: dict[str, PluginInfo] = {}
+        #: Asked for several times a job, and rarely changed.
+        self._by_hook: dict[str, Sequence[tuple[str, Any]]] = {}
+        #: What they did wrong; of a provider, counted by who has the job that it failed.
+        self.errors = PluginErrors()
 
     def register(
         self, plugin: object, name: str, *, distribution: str = "", version: str = ""
@@ -60,11 +66,15 @@ class Plugins:
         except Exception:
             self._manager.unregister(plugin)
             raise
+        finally:
+            # Last, or another thread would keep what was there before.
+            self._by_hook.clear()
         self._infos[name] = PluginInfo(name, distribution, version, "enabled", hooks)
 
     def unregister(self, name: str) -> None:
         """Take a plugin out again, as tests do."""
         self._manager.unregister(name=name)
+        self._by_hook.clear()
         self._infos.pop(name, None)
 
     def _hooks_of(self, plugin: object) -> tuple[str, ...]:
@@ -89,10 +99,31 @@ class Plugins:
         """All plugins by name, those that do not run included."""
         return sorted(self._infos.values(), key=lambda info: info.name)
 
-    def _implementations(self, hook: str) -> Iterator[tuple[str, Any]]:
-        # pluggy keeps implementations in reverse order of calling.
-        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
-            yield implementation.plugin_name, implementation
+    def _implementations(self, hook: str) -> Sequence[tuple[str, Any]]:
+        if hook not in self._by_hook:
+            # pluggy keeps implementations in reverse order of calling.
+            found = reversed(getattr(self._manager.hook, hook).get_hookimpls())
+            self._by_hook[hook] = [(one.plugin_name, one) for one in found]
+        return self._by_hook[hook]
+
+    def implement(self, hook: str) -> bool:
+        """True when one of them, at least, implements `hook`."""
+        return bool(getattr(self._manager.hook, hook).get_hookimpls())
+
+    def names(self, hook: str) -> list[str]:
+        """Those that implement `hook`, in the order they are called."""
+        return [name for name, _ in self._implementations(hook)]
+
+    def call(self, plugin: str, hook: str, **arguments: Any) -> Any:
+        """Call one plugin's hook; raises what that raises.
+
+        Raises:
+            LookupError: no plugin of this name, or it does not implement `hook`.
+        """
+        for name, implementation in self._implementations(hook):
+            if name == plugin:
+                return _call(implementation, arguments)
+        raise LookupError(f"no plugin {plugin!r} with {hook} is installed and enabled here")
 
     def stream(self, hook: str, *, check: Callable[[Any], None], **arguments: Any) -> Iterator[Any]:
         """Ask the providers of `hook` in order, and yield from the first result that is not None.
@@ -108,19 +139,25 @@ class Plugins:
             MemoryError: whose fault that is nobody can tell.
         """
         for name, implementation in self._implementations(hook):
-            try:
-                result = implementation.function(*[arguments[a] for a in implementation.argnames])
+            with _blamed(name, hook):
+                result = _call(implementation, arguments)
                 if result is not None:
                     for item in result:
                         check(item)
                         yield item
                     return
-            except (JobError, MemoryError):
-                raise
-            except Exception as error:
-                raise PluginError(name, hook, error) from error
 
     def first(self, hook: str, *, check: Callable[[Any], None], **arguments: Any) -> Any:
+        """Ask the providers of `hook` in order for one thing; None when none of them has it.
+
+        See `first_named`.
+        """
+        found = self.first_named(hook, check=check, **arguments)
+        return found and found[1]
+
+    def first_named(
+        self, hook: str, *, check: Callable[[Any], None], **arguments: Any
+    ) -> tuple[str, Any] | None:
         """Ask the providers of `hook` in order for one thing; None when none of them has it.
 
         Args:
@@ -128,26 +165,93 @@ class Plugins:
             check: raises when a result is not what the hook asks for.
             arguments: the hook's own.
 
+        Returns:
+            The plugin's name and its result.
+
         Raises:
-            PluginError: a plugin raised, or gave something wrong.
+            PluginError: a plugin raised something other than these, or gave something wrong.
+            JobError: as raised by a plugin on purpose.
+            MemoryError: whose fault that is nobody can tell.
         """
         for name, implementation in self._implementations(hook):
-            try:
-                result = implementation.function(*[arguments[a] for a in implementation.argnames])
+            with _blamed(name, hook):
+                result = _call(implementation, arguments)
                 if result is not None:
                     check(result)
-                    return result
-            except Exception as error:
-                raise PluginError(name, hook, error) from error
+                    return name, result
         return None
 
-    def notify(self, hook: str, **arguments: Any) -> None:
-        """Tell every observer of `hook`; what one raises is logged with its name."""
+    def chain(
+        self,
+        hook: str,
+        link: str,
+        value: Any,
+        *,
+        accept: Callable[[str, Any, Any], Any],
+        **arguments: Any,
+    ) -> Any:
+        """Hand a value from one provider of `hook` to the next, and return what came of it.
+
+        Args:
+            hook: name of a provider hook.
+            link: which of its arguments is the value.
+            value: what the first one gets.
+            accept: called with a plugin's name, the value it got, and its result where that is not
+                None; gives the value of the next plugin, or raises when the result is wrong.
+            arguments: the others.
+
+        Raises:
+            PluginError: as `first_named`.
+            JobError: as `first_named`.
+            MemoryError: as `first_named`.
+        """
         for name, implementation in self._implementations(hook):
-            try:
-                implementation.function(*[arguments[a] for a in implementation.argnames])
-            except Exception:
-                logger.exception("plugin %r failed in %s", name, hook, extra={"plugin": name})
+            with _blamed(name, hook):
+                result = _call(implementation, arguments | {link: value})
+                if result is not None:
+                    value = accept(name, value, result)
+        return value
+
+    def observers(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Callable[[], None]]]:
+        """The observers of `hook` by name, each as a call that never raises."""
+        for name, implementation in self._implementations(hook):
+            yield name, functools.partial(self._tell, name, hook, implementation, arguments)
+
+    def notify(self, hook: str, **arguments: Any) -> None:
+        """Tell every observer of `hook` here and now; what one raises is logged with its name."""
+        for _, call in self.observers(hook, **arguments):
+            call()
+
+    def _tell(
+        self, name: str, hook: str, implementation: Any, arguments: Mapping[str, Any]
+    ) -> None:
+        try:
+            _call(implementation, arguments)
+        except BaseException as error:  # noqa: BLE001  # a plugin may fail in any way
+            self.errors.report(name, hook, error)
+
+
+def _call(implementation: Any, arguments: Mapping[str, Any]) -> Any:
+    return implementation.function(*[arguments[name] for name in implementation.argnames])
+
+
+class _blamed:  # noqa: N801  # used like a function
+    """What a provider raises is its fault, unless it was raised on purpose."""
+
+    __slots__ = ("_hook", "_name")
+
+    def __init__(self, name: str, hook: str) -> None:
+        self._name = name
+        self._hook = hook
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # A generator that is closed is no error, and Ctrl-C is for the command it interrupts.
+        on_purpose = JobError | MemoryError | GeneratorExit | KeyboardInterrupt
+        if error is not None and not isinstance(error, on_purpose):
+            raise PluginError(self._name, self._hook, error) from error
 
 
 def load_plugins(settings: PluginSettings) -> Plugins:

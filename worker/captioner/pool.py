@@ -1,6 +1,6 @@
-"""Celery's threads pool, owning the resident model.
+"""Celery's threads pool, owning the parts of the worker: the resident model, if it has one.
 
-The pool, not a bootstep, owns it: a bootstep that requires the pool is stopped before the pool's
+The pool, not a bootstep, owns them: a bootstep that requires the pool is stopped before the pool's
 threads have drained, and their jobs would wait for a model that is gone.
 """
 
@@ -17,8 +17,8 @@ from celery.worker import state as worker_state
 from captioner.celery import CaptionerApp
 from captioner.errors import CaptionerError
 from captioner.housekeeping import Housekeeping
-from captioner.service import CaptionService, open_service
 from captioner.shutdown import ImmediateEnd
+from captioner.worker_parts import WorkerParts, open_parts
 
 #: How soon a worker whose engine cannot go on begins to end.
 WATCH_SECONDS = 1.0
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class TaskPool(thread.TaskPool):
-    """Threads that claim, fetch, wait and record, around one model.
+    """Threads that claim, fetch, wait and record, around one model; or none, for events alone.
 
     `on_start` returns only when the model is loaded, and Celery takes the first message only
     after that.
@@ -36,7 +36,7 @@ class TaskPool(thread.TaskPool):
     app: CaptionerApp
     #: Threads, and so messages in hand.
     limit: int
-    _service: CaptionService | None = None
+    _parts: WorkerParts | None = None
     _housekeeping: Housekeeping | None = None
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -46,22 +46,24 @@ class TaskPool(thread.TaskPool):
 
     def on_start(self) -> None:
         """Check the schema and load the model; exit with 1 and one line when either fails."""
-        settings = self.app.settings
         ImmediateEnd(self._hand_back).install()
-        logger.info("loading model %s", settings.model.id)
         try:
             # maybe_shutdown raises when SIGTERM came meanwhile, which ends the worker with 0.
-            service = open_service(settings, poll=worker_state.maybe_shutdown)
+            parts = open_parts(
+                self.app.settings,
+                list(self.app.amqp.queues.consume_from),
+                poll=worker_state.maybe_shutdown,
+            )
         except CaptionerError as error:
             logger.critical("%s", error)
             raise SystemExit(1) from None
-        self._service = self.app.service = service
-        self.app.store, self.app.owner = service.store, service.owner
-        self._housekeeping = Housekeeping(
-            self.app, service.store, service.owner, service.look_after
-        )
+        self._parts = parts
+        self.app.service, self.app.deliveries = parts.captions, parts.deliveries
+        self.app.store, self.app.owner = parts.store, parts.owner
+        self._housekeeping = Housekeeping(self.app, parts.store, parts.owner, parts.look_after)
         self._housekeeping.start()
-        threading.Thread(target=self._watch, name="watch-engine", daemon=True).start()
+        if parts.captions:
+            threading.Thread(target=self._watch, name="watch-engine", daemon=True).start()
         super().on_start()
 
     def on_close(self) -> None:
@@ -69,8 +71,8 @@ class TaskPool(thread.TaskPool):
         # From here on Celery gives all new sockets a timeout. Jobs that still run make sockets too,
         # and the pipes to a new decoder would not wait for it.
         socket.setdefaulttimeout(None)
-        if self._service:
-            self._service.stop_taking()
+        if self._parts:
+            self._parts.stop_taking()
 
     def on_stop(self) -> None:
         """Drain the threads, then free the model; Celery may call this twice."""
@@ -79,9 +81,9 @@ class TaskPool(thread.TaskPool):
         if self._housekeeping:
             self._housekeeping.stop()
             self._housekeeping = None
-        if self._service:
-            self._service.close()
-            self._service = None
+        if self._parts:
+            self._parts.close()
+            self._parts = None
 
     def on_terminate(self) -> None:
         """Cold shutdown: the same, since threads cannot be killed."""
@@ -89,6 +91,12 @@ class TaskPool(thread.TaskPool):
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """Nothing: threads cannot be killed, and revoking has canceled the job in the service."""
+
+    @property
+    def num_processes(self) -> int:
+        """How many messages may be in hand: Celery asks before it takes another."""
+        captions = self._parts and self._parts.captions
+        return 0 if captions and captions.full else self.limit
 
     def grow(self, n: int = 1) -> None:
         """Let `n` more messages be in hand."""
@@ -102,19 +110,19 @@ class TaskPool(thread.TaskPool):
     def _watch(self) -> None:
         """Shut the worker down, with exit code 1, once its engine is beyond repair."""
         while not self._stopped.wait(WATCH_SECONDS):
-            if self._service and self._service.failed:
+            if self._parts and self._parts.captions and self._parts.captions.failed:
                 logger.critical("the engine cannot go on: this worker ends")
                 worker_state.should_stop = 1
                 return
 
     def _hand_back(self) -> None:
-        if self._service:
-            self._service.hand_back()
+        if self._parts:
+            self._parts.hand_back()
         if self._housekeeping:
             self._housekeeping.stop()
 
     def _get_info(self) -> dict[str, Any]:
         info: dict[str, Any] = super()._get_info()
-        if self._service:
-            info["model"] = self._service.model.id
+        if self._parts and self._parts.captions:
+            info["model"] = self._parts.captions.model.id
         return info

@@ -9,10 +9,11 @@ from uuid import UUID
 
 from captioner.domain import CaptionRequest, Lane, Source
 from captioner.errors import InvalidRequestError
-from captioner.options import GenerationOptions
+from captioner.options import AltTextOptions, GenerationOptions
+from captioner.video_options import VideoOptions
 
 #: What an item of a file may hold.
-ITEM_FIELDS = frozenset({"source", "prompt", "options", "metadata", "client_key"})
+ITEM_FIELDS = frozenset({"source", "prompt", "options", "metadata", "client_key", "webhook_url"})
 #: What a request of a message may hold.
 MESSAGE_FIELDS = ITEM_FIELDS | {"deadline", "id", "lane"}
 
@@ -26,6 +27,8 @@ def options_from(
         InvalidRequestError: a name is unknown, a value cannot be used, or there are two prompts.
     """
     values = {**defaults, **given}
+    values.pop("alt_text", None)  # it is `alt_text_from`'s
+    values.pop("video", None)  # it is `video_from`'s
     if given.get("do_sample") is True and "num_beams" not in given:
         values["num_beams"] = 1
     if prompt is not None:
@@ -33,6 +36,24 @@ def options_from(
             raise InvalidRequestError("prompt is given twice, in options too")
         values["prompt"] = prompt
     return GenerationOptions.from_mapping(values)
+
+
+def alt_text_from(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> AltTextOptions:
+    """The `alt_text` of options by name, or of the defaults.
+
+    Raises:
+        InvalidRequestError: a name is unknown or a value cannot be used.
+    """
+    return AltTextOptions.from_mapping(given.get("alt_text", defaults.get("alt_text", {})))
+
+
+def video_from(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> VideoOptions:
+    """The `video` of options by name, or of the defaults.
+
+    Raises:
+        InvalidRequestError: a name is unknown or a value cannot be used.
+    """
+    return VideoOptions.from_mapping(given.get("video", defaults.get("video", {})))
 
 
 def request_from_item(fields: object, defaults: Mapping[str, Any]) -> CaptionRequest:
@@ -119,7 +140,10 @@ def _request(
     return CaptionRequest(
         source=Source(given.get("source", "")),
         options=options_from(options, prompt, defaults),
+        alt_text=alt_text_from(options, defaults),
+        video=video_from(options, defaults),
         client_key=client_key,
         metadata=metadata,
+        webhook_url=given.get("webhook_url"),
         **placed,
     )

@@ -6,38 +6,40 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import UTC, datetime
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 from uuid import UUID
 
-from captioner.domain import Caption, Job, JobFailure, JobState, ModelInfo, Outcome, Requeue
-from captioner.engine import Engine, EngineClosedError, EngineStats
-from captioner.errors import (
-    CanceledError,
-    CrashError,
-    ErrorCode,
-    HostBusyError,
-    JobError,
-    JobNotFoundError,
-    StoreUnavailableError,
-    describe,
-)
-from captioner.events import EVENT_TYPES, Event
+from captioner.attempts import Attempt, Ending
+from captioner.domain import Job, JobState, Lane, ModelInfo, Outcome, Requeue
+from captioner.engine import Engine, EngineStats
+from captioner.errors import JobNotFoundError, StoreUnavailableError
+from captioner.events import Event, event_type
 from captioner.in_hand import Claim, InHand
 from captioner.loading import open_engine
-from captioner.logs import job_context
-from captioner.pipeline import Pipeline
+from captioner.pipeline import CHECK_SECONDS, Pipeline
 from captioner.plugins import Plugins
-from captioner.retrying import retry
-from captioner.sampling import Sampler, open_plugins, open_sampler
+from captioner.reports import Reports
+from captioner.room import Room
+from captioner.sampling import Sampler, decoder_count, open_plugins, open_sampler
 from captioner.settings import Settings
+from captioner.stats import WorkerStats
 from captioner.store import CombinedStore, Store, open_store
 
 #: How long a thread waits for a database that is away, and how often it asks.
 STORE_PATIENCE_SECONDS = 120.0
 STORE_RETRY_SECONDS = 1.0
+#: Jobs claimed at once before no more messages are taken, in multiples of the concurrency: as much
+#: as a fast GPU needs until the next look.
+MOST_CLAIMED = 10
+#: How long a message waits for the one before it to have begun.
+TURN_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +63,19 @@ class CaptionService:
         self.owner = owner
         self._combined = CombinedStore(store, owner)
         self._engine = engine
-        self._plugins = plugins
+        self.plugins = plugins
+        #: What the plugins hear, and what is counted of them.
+        self.reports = Reports(store, plugins)
+        self.reports.include(self._add_stats)
         self._sampler = sampler
-        self._pipeline = Pipeline(engine, sampler, settings.media, concurrency=settings.concurrency)
+        self._pipeline = Pipeline(
+            engine, sampler, settings.media, plugins=plugins, concurrency=settings.concurrency
+        )
         self._retry = settings.retry
+        self._decoders = decoder_count(settings.media) or 1
+        self._turn = threading.Lock()
+        self._concurrency = settings.concurrency
+        self._room = Room(settings.concurrency)
         self._executor = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="job")
         self._in_hand = InHand()
         self._stopping = threading.Event()
@@ -95,104 +106,130 @@ class CaptionService:
         Raises:
             StoreUnavailableError: the database stayed away for too long.
         """
+        # Claimed first: what waits without an owner would be taken for lost.
         jobs = self._patiently(lambda: self._combined.claim(job_ids))
         self._in_hand.add(jobs)
-        if len(jobs) < 2:  # the usual case needs no second thread
-            return [self._run_one(job) for job in jobs]
-        return list(self._executor.map(self._run_one, jobs))
-
-    def _run_one(self, job: Job) -> JobState:
-        with job_context(job.id):
-            try:
-                ending = self._attempt(job)
-                if isinstance(ending, Requeue):
-                    return self._put_back(job, ending)
-                if ending and self._patiently(lambda: self._combined.record(ending)):
-                    return self._tell(ending)
-                # Canceled, or another attempt has begun: that one counts.
-                logger.info("the result is not wanted any more", extra={"attempt": job.attempt})
-                return self._state_of(job)
-            finally:
-                self._in_hand.remove(job)
-                self._combined.forget(job.id)
-
-    def _attempt(self, job: Job) -> Outcome | Requeue | None:
-        """How the attempt ended; None: nobody wants to know."""
-        if self._stopping.is_set():
-            return _untried(job)
-        started = time.monotonic()
+        attempts = [self._attempt(job) for job in jobs]
+        states: dict[UUID, JobState] = {}
         try:
-            captioned = self._pipeline.caption(job.request, canceled=self._in_hand.canceled(job))
-        except CanceledError:
-            return None
-        except EngineClosedError:
-            return _untried(job)
-        except HostBusyError as error:
-            return _untried(job, not_before=_from_now(error.retry_after_seconds))
-        except JobError as error:
-            failure = JobFailure(error.code, error.message, error.retryable)
-            return self._failed(job, failure, started, crashed=isinstance(error, CrashError))
-        except Exception as error:
-            logger.exception("the job failed unexpectedly")
-            failure = JobFailure(ErrorCode.INTERNAL, describe(error), retryable=True)
-            return self._failed(job, failure, started)
-        return self._outcome(
-            job, JobState.SUCCEEDED, started, captions=captioned.captions, stages=captioned.timings
+            with self._room.taken(len(jobs)) if len(jobs) > 1 else nullcontext():
+                for ended in self._worked_off(attempts):
+                    states |= self._put_away(ended)
+        finally:
+            # Left over when the database stays away: what still runs is in vain.
+            for attempt in attempts:
+                attempt.give_up()
+            self._forget(jobs)
+        return [states[job.id] for job in jobs]
+
+    @property
+    def full(self) -> bool:
+        """True when so much is claimed that other workers should have the next message."""
+        return len(self._in_hand) >= MOST_CLAIMED * self._concurrency
+
+    def _attempt(self, job: Job) -> Attempt:
+        return Attempt(
+            job,
+            self._pipeline,
+            self.model,
+            self._retry,
+            self._in_hand.canceled(job),
+            self._executor.submit if self._pipeline.finishes_slowly else None,
         )
 
-    def _failed(
-        self, job: Job, failure: JobFailure, started: float, *, crashed: bool = False
-    ) -> Outcome | Requeue:
-        if _seconds_left(job) == 0.0:
-            late = JobFailure(ErrorCode.DEADLINE_EXCEEDED, failure.message, retryable=False)
-            return self._outcome(job, JobState.EXPIRED, started, failure=late)
-        again = retry(job, failure, self._retry, datetime.now(UTC), crashed=crashed)
-        return again or self._outcome(job, JobState.FAILED, started, failure=failure)
+    def _worked_off(self, attempts: Sequence[Attempt]) -> Iterator[list[Attempt]]:
+        """Work on all of them at once; yields those that have ended, as they do."""
+        ready: SimpleQueue[Attempt] = SimpleQueue()
+        self._begin(attempts, ready.put)
+        pending = set(attempts)
+        while pending:
+            ended = _waited_for(ready) or {one for one in pending if one.in_vain()}
+            ended &= pending  # what was given up may still become ready
+            pending -= ended
+            yield [one for one in attempts if one in ended]
 
-    def _outcome(
-        self,
-        job: Job,
-        state: JobState,
-        started: float,
-        *,
-        captions: tuple[Caption, ...] = (),
-        failure: JobFailure | None = None,
-        stages: dict[str, float] | None = None,
-    ) -> Outcome:
-        return Outcome(
-            job_id=job.id,
-            attempt=job.attempt,
-            state=state,
-            captions=captions,
-            failure=failure,
-            model=self.model,
-            timings={**(stages or {}), "total": round(time.monotonic() - started, 6)},
-        )
+    def _begin(self, attempts: Sequence[Attempt], ready: Callable[[Attempt], None]) -> None:
+        todo = deque(attempts)
+        if len(attempts) == 1:
+            self._begin_next(todo, ready)
+        elif all(one.job.source.is_local and one.job.lane is not Lane.VIDEO for one in attempts):
+            # Cores do only so much at once. Messages that take turns are a quarter faster than ones
+            # that compete for them, and for the interpreter.
+            # One that hangs, as a plugin may, holds up the others for a moment only.
+            mine = self._turn.acquire(timeout=TURN_SECONDS)
+            try:
+                self._begin_in_threads(self._decoders, todo, ready)
+            finally:
+                if mine:
+                    self._turn.release()
+        else:
+            # What waits for networks, or for the engine's room, waits all at once.
+            self._begin_in_threads(len(attempts), todo, ready)
 
-    def _put_back(self, job: Job, requeue: Requeue) -> JobState:
-        if not self._patiently(lambda: self._combined.requeue(requeue)):
-            return self._state_of(job)
-        if failure := requeue.failure:
-            logger.warning(
-                "the job will be tried again: %s",
-                failure.message,
-                extra={"attempt": job.attempt, "error_code": failure.code.value},
-            )
-        return JobState.QUEUED
+    def _begin_in_threads(
+        self, count: int, todo: deque[Attempt], ready: Callable[[Attempt], None]
+    ) -> None:
+        """In this one, and in as many more as are needed."""
+        for _ in range(min(count, len(todo)) - 1):
+            self._executor.submit(self._begin_next, todo, ready)
+        self._begin_next(todo, ready)
 
-    def _tell(self, outcome: Outcome) -> JobState:
-        logger.info(
-            "job %s",
-            outcome.state,
-            extra={"seconds": outcome.timings["total"], "attempt": outcome.attempt}
-            | ({"error_code": outcome.failure.code.value} if outcome.failure else {}),
-        )
-        self._plugins.notify("observe", event=_event(outcome))
-        return outcome.state
+    def _begin_next(self, todo: deque[Attempt], ready: Callable[[Attempt], None]) -> None:
+        """Begin those that no other thread has begun."""
+        while True:
+            try:
+                attempt = todo.popleft()
+            except IndexError:
+                return
+            if self._stopping.is_set():
+                attempt.hand_back(ready)
+            else:
+                attempt.begin(ready)
+
+    def _put_away(self, attempts: Sequence[Attempt]) -> dict[UUID, JobState]:
+        """Record how these ended; what each job is then."""
+        endings = [(one.job, one.end()) for one in attempts]
+        outcomes = [ending for _, ending in endings if isinstance(ending, Outcome)]
+        recorded: set[UUID] = set()
+        if outcomes:
+            written = self._patiently(lambda: self._combined.record(outcomes))
+            recorded = {one.job_id for one, done in zip(outcomes, written, strict=True) if done}
+        states = self._put_back([pair for pair in endings if isinstance(pair[1], Requeue)])
+        for job, ending in endings:
+            if isinstance(ending, Outcome) and job.id in recorded:
+                states[job.id] = ending.state
+                self.reports.observers.tell("observe", event=_event(ending, job.lane))
+            elif job.id not in states:  # canceled, or another attempt has begun: that one counts
+                logger.info("the result is not wanted any more", extra=_extra(job))
+                states[job.id] = self._state_of(job)
+        _log([one for one in outcomes if one.job_id in recorded])
+        self._forget([job for job, _ in endings])
+        return states
+
+    def _forget(self, jobs: Sequence[Job]) -> None:
+        self._in_hand.remove(jobs)
+        self._combined.forget([job.id for job in jobs])
+
+    def _put_back(self, endings: Sequence[tuple[Job, Ending]]) -> dict[UUID, JobState]:
+        """Put these attempts back; the jobs that are queued again."""
+        requeues = [ending for _, ending in endings if isinstance(ending, Requeue)]
+        if not requeues:
+            return {}
+        done = self._patiently(lambda: self._combined.requeue(requeues))
+        for (job, _), requeue, again in zip(endings, requeues, done, strict=True):
+            if again and (failure := requeue.failure):
+                logger.warning(
+                    "the job will be tried again: %s",
+                    failure.message,
+                    extra=_extra(job) | {"error_code": failure.code.value},
+                )
+        return {
+            one.job_id: JobState.QUEUED for one, again in zip(requeues, done, strict=True) if again
+        }
 
     def _state_of(self, job: Job) -> JobState:
         try:
-            return self.store.get(job.id).state
+            return self._patiently(lambda: self.store.get(job.id).state)
         except JobNotFoundError:  # canceled, and deleted since
             return JobState.CANCELED
 
@@ -227,6 +264,17 @@ class CaptionService:
         if forgotten:
             logger.warning("%d jobs nobody here has in hand are put back", len(forgotten))
             self.store.requeue([Requeue(job_id=one, attempt=attempt) for one, attempt in forgotten])
+        self.reports.send()
+
+    def _add_stats(self, stats: WorkerStats) -> WorkerStats:
+        done = self._engine.stats
+        return replace(
+            stats,
+            batches=done.batches,
+            pictures=done.pictures,
+            busy_seconds=done.busy_seconds,
+            engine_restarts=done.restarts,
+        )
 
     def cancel(self, job_ids: Collection[UUID]) -> None:
         """Cancel jobs in SQL, and stop those of them that run here."""
@@ -236,6 +284,7 @@ class CaptionService:
     def stop_taking(self) -> None:
         """From now on claimed jobs that have not begun are handed back; what runs goes on."""
         self._stopping.set()
+        self._room.stop_waiting()
 
     def hand_back(self) -> None:
         """Give back everything, what runs too, at once: this process is about to end."""
@@ -251,7 +300,7 @@ class CaptionService:
             return
         self._closed = True
         self._executor.shutdown()
-        self._plugins.notify("worker_stopping")
+        self.reports.end()
         self._sampler.close()
         self._engine.close()
         try:
@@ -261,25 +310,45 @@ class CaptionService:
         self.store.close()
 
 
-def _untried(job: Job, *, not_before: datetime | None = None) -> Requeue:
-    """Handed back: counts neither as a retry nor as a failure."""
-    return Requeue(job_id=job.id, attempt=job.attempt, not_before=not_before)
+def _waited_for(ready: SimpleQueue[Attempt]) -> set[Attempt]:
+    """What becomes ready within a moment, and all that is ready by then."""
+    found = set()
+    try:
+        found.add(ready.get(timeout=CHECK_SECONDS))
+        while True:
+            found.add(ready.get_nowait())
+    except Empty:
+        return found
 
 
-def _seconds_left(job: Job) -> float | None:
-    if job.deadline_at is None:
-        return None
-    return max(0.0, (job.deadline_at - datetime.now(UTC)).total_seconds())
+def _extra(job: Job) -> dict[str, Any]:
+    return {"job_id": str(job.id), "attempt": job.attempt}
 
 
-def _from_now(seconds: float) -> datetime:
-    return datetime.now(UTC) + timedelta(seconds=seconds)
+def _log(outcomes: Sequence[Outcome]) -> None:
+    """A line for each, but one for all that succeeded together: thousands a second say nothing."""
+    succeeded = [one for one in outcomes if one.state is JobState.SUCCEEDED]
+    together = len(succeeded) > 1
+    for outcome in outcomes:
+        if together and outcome.state is JobState.SUCCEEDED:
+            continue
+        extra = {
+            "job_id": str(outcome.job_id),
+            "seconds": outcome.timings["total"],
+            "attempt": outcome.attempt,
+        }
+        if outcome.failure:
+            extra["error_code"] = outcome.failure.code.value
+        logger.info("job %s", outcome.state, extra=extra)
+    if together:
+        seconds = max(one.timings["total"] for one in succeeded)
+        logger.info("%d jobs succeeded", len(succeeded), extra={"seconds": seconds})
 
 
-def _event(outcome: Outcome) -> Event:
+def _event(outcome: Outcome, lane: Lane) -> Event:
     return Event(
         job_id=outcome.job_id,
-        type=EVENT_TYPES[outcome.state],
+        type=event_type(outcome.state, lane),
         state=outcome.state,
         attempt=outcome.attempt,
         occurred_at=datetime.now(UTC),
@@ -316,6 +385,7 @@ def open_service(settings: Settings, *, poll: Callable[[], None] = lambda: None)
         model.id,
         extra={"revision": model.revision, "device": model.device, "dtype": model.dtype},
     )
-    plugins.notify("worker_ready", settings=settings)
     sampler = open_sampler(settings, plugins)
-    return CaptionService(store, engine, sampler, plugins, settings, owner)
+    service = CaptionService(store, engine, sampler, plugins, settings, owner)
+    service.reports.begin(settings)
+    return service

@@ -16,18 +16,23 @@ import platformdirs
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from captioner.allowed_hosts import AllowedHost, parse_allowed_hosts
 from captioner.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "CAPTIONER_"
+#: In the order a worker prefers them.
+JOB_QUEUES = "submissions,captions,captions.bulk,videos"
 BLIP_LARGE = "Salesforce/blip-image-captioning-large"
 
 
@@ -126,6 +131,22 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
+def _allowed_hosts(value: object) -> object:
+    return parse_allowed_hosts(value) if isinstance(value, str) else value
+
+
+def _comma_separated(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+AllowedHosts = Annotated[tuple[AllowedHost, ...], BeforeValidator(_allowed_hosts), NoDecode]
+AllowedPorts = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=65_535)], ...], BeforeValidator(_comma_separated), NoDecode
+]
+
+
 class MediaSettings(Section):
     """What may be read, and how much of it."""
 
@@ -133,9 +154,37 @@ class MediaSettings(Section):
         (Path(),),
         description="Folders of local sources, separated by `:`; default: where the worker runs.",
     )
+    allowed_hosts: AllowedHosts = Field(
+        (),
+        description="Hosts that may be reached although they are not public: names, addresses and "
+        "networks, separated by commas, each with its port (`:8080`, `:*`) if that is not a usual "
+        "one.",
+    )
+    allowed_ports: AllowedPorts = Field(
+        (), description="Ports of any host beside 80 and 443, separated by commas."
+    )
     max_image_bytes: int = Field(20 * 2**20, ge=1, description="Largest image file.")
     max_image_pixels: int = Field(
         50_000_000, ge=1, description="Most pixels of an image, checked before it is decoded."
+    )
+    max_video_bytes: int = Field(500 * 2**20, ge=1, description="Largest video file.")
+    max_video_seconds: float = Field(4 * 3600.0, gt=0, description="Longest video.")
+    max_video_pixels: int = Field(
+        7680 * 4320, ge=1, description="Most pixels of a video's picture, checked before decoding."
+    )
+    max_video_frames: int = Field(
+        5_000, ge=1, le=1_000_000, description="Most frames of one video that are captioned."
+    )
+    max_decoded_frames: int = Field(
+        200_000,
+        ge=1,
+        description="Frames of one video decoded to be exact; keyframes serve from there on.",
+    )
+    max_decoded_frames_per_seek: int = Field(
+        1_000, ge=1, description="Frames decoded to be exact about one time; then the last serves."
+    )
+    video_timeout_seconds: float = Field(
+        1_800.0, gt=0, le=86_400, description="Whole time the decoding of one video may take."
     )
     fetch_timeout_seconds: float = Field(
         30.0, gt=0, le=3600, description="Whole time a download may take."
@@ -186,10 +235,11 @@ class WorkerSettings(Section):
         45.0, gt=0, le=86_400, description="A worker silent for this long has lost its jobs."
     )
     name: str = Field("captioner@%h", min_length=1, description="Name in Flower; %h is the host.")
-    queues: str = Field(
-        "submissions,captions,captions.bulk,videos",
+    queues: str | None = Field(
+        None,
         min_length=1,
-        description="Queues to take jobs from, in order.",
+        description="Queues to work for, in order; default: submissions, captions, captions.bulk "
+        "and videos, and events too where no broker is named.",
     )
 
 
@@ -213,11 +263,68 @@ class RetrySettings(Section):
     )
 
 
+class EventSettings(Section):
+    """How events are delivered to what plugins name as their targets."""
+
+    poll_seconds: float = Field(
+        0.5, gt=0, le=60, description="How often a worker with nothing to deliver looks for more."
+    )
+    threads: int = Field(32, ge=1, le=1024, description="Deliveries of a worker at once.")
+    per_target_in_flight: int = Field(
+        4, ge=1, le=1024, description="Deliveries of a worker to one target at once."
+    )
+    lease_seconds: float = Field(
+        60.0, gt=0, le=3600, description="A killed worker's deliveries are made after this long."
+    )
+    attempt_timeout_seconds: float = Field(
+        30.0, gt=0, le=3600, description="An attempt that takes longer has failed."
+    )
+    delays_seconds: Annotated[tuple[float, ...], NoDecode] = Field(
+        (5, 30, 120, 600, 3_600, 10_800, 28_800, 86_400),
+        description="Pauses before each new attempt, separated by commas; after the last: dead.",
+    )
+
+    @field_validator("delays_seconds", mode="before")
+    @classmethod
+    def _split_delays(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("delays_seconds")
+    @classmethod
+    def _check_delays(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 <= delay <= 604_800 for delay in value):
+            raise ValueError("each pause must be of 0 to 604800 seconds")
+        return value
+
+
 class RetentionSettings(Section):
     """How long what has ended is kept."""
 
     finished_days: int = Field(
         0, ge=0, le=36_500, description="Ended jobs are deleted after this many days; 0: never."
+    )
+
+
+class WebhookSettings(Section):
+    """What is posted to receivers of events."""
+
+    encryption_key: SecretStr = Field(
+        SecretStr(""),
+        description="Keys that endpoints' secrets are encrypted with, separated by commas, the "
+        "first for new ones; empty: a file in the data folder.",
+    )
+    timeout_seconds: float = Field(
+        15.0,
+        gt=0,
+        le=300,
+        description="Whole time a delivery to a receiver may take; nine tenths of "
+        "EVENTS__ATTEMPT_TIMEOUT_SECONDS at most.",
+    )
+    disable_after_days: float = Field(
+        5.0,
+        ge=0,
+        le=365,
+        description="An endpoint that only fails for so long is disabled; 0: never.",
     )
 
 
@@ -277,7 +384,9 @@ class Settings(BaseSettings):
     media: MediaSettings = MediaSettings()
     worker: WorkerSettings = WorkerSettings()
     retry: RetrySettings = RetrySettings()
+    events: EventSettings = EventSettings()
     retention: RetentionSettings = RetentionSettings()
+    webhooks: WebhookSettings = WebhookSettings()
     plugins: PluginSettings = PluginSettings()
     log: LogSettings = LogSettings()
 
@@ -306,11 +415,16 @@ class Settings(BaseSettings):
         return not self.database.url.get_secret_value()
 
     @property
+    def embedded_database_path(self) -> Path:
+        """Where the embedded database is, or will be."""
+        return self.data_dir / "captioner.sqlite3"
+
+    @property
     def database_url(self) -> str:
         """The database to use; PostgreSQL always by psycopg 3. Holds a password: never print it."""
         url = self.database.url.get_secret_value()
         if not url:
-            return f"sqlite:///{self.data_dir / 'captioner.sqlite3'}"
+            return f"sqlite:///{self.embedded_database_path}"
         scheme, rest = url.split("://", 1)
         return f"postgresql+psycopg://{rest}" if scheme == "postgresql" else url
 
@@ -321,6 +435,15 @@ class Settings(BaseSettings):
             self.broker.url.get_secret_value()
             or f"sqla+sqlite:///{self.data_dir / 'broker.sqlite3'}"
         )
+
+    @property
+    def queues(self) -> str:
+        """What a worker works for, separated by commas.
+
+        Events are another worker's, one without a model, where there can be a second one at all.
+        """
+        embedded = not self.broker.url.get_secret_value()
+        return self.worker.queues or JOB_QUEUES + (",events" if embedded else "")
 
     @property
     def concurrency(self) -> int:

@@ -13,7 +13,13 @@ from uuid import UUID
 from celery import Task, shared_task, signals
 from celery.exceptions import Reject
 
-from captioner.celery import CAPTION_TASK, MAX_JOBS_PER_MESSAGE, MESSAGE_VERSION, SUBMIT_TASK
+from captioner.celery import (
+    CAPTION_TASK,
+    DELIVER_TASK,
+    MAX_JOBS_PER_MESSAGE,
+    MESSAGE_VERSION,
+    SUBMIT_TASK,
+)
 from captioner.errors import CaptionerError, StoreUnavailableError
 from captioner.receiving import receive
 from captioner.request_json import as_uuid
@@ -40,6 +46,8 @@ def caption(self: Task, /, *args: Any, **message: Any) -> str:
     job_ids = [] if problem else _uuids(message["job_ids"])
     if not job_ids:
         return _dropped(self, problem or "expected job_ids to be UUIDs")
+    if not self.app.service:  # told to take captions by `celery control add_consumer`
+        return _dropped(self, "this worker has no model; the jobs will be published again")
     states = Counter(outcome.value for outcome in self.app.service.run(job_ids))
     return ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "not ours"
 
@@ -65,12 +73,24 @@ def submit(self: Task, /, *args: Any, **message: Any) -> str:
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
+@shared_task(name=DELIVER_TASK, bind=True, typing=False, Request=REQUEST)
+def deliver(self: Task, /, *args: Any, **message: Any) -> str:
+    """Look for events and deliveries at once; they would be found soon without it."""
+    if args or set(message) != {"v"} or _other_version(message["v"]):
+        return _dropped(self, f"expected v={MESSAGE_VERSION}, and nothing else")
+    if self.app.deliveries:
+        self.app.deliveries.look_now()
+    return "looked"
+
+
 @signals.task_revoked.connect
 def cancel_revoked(sender: Task, request: Any, **_: Any) -> None:
     """Cancel the jobs of a revoked message in SQL, or they would only be published again."""
     if sender.name != CAPTION_TASK or _problem(request.args, request.kwargs, "job_ids"):
         return
     job_ids = _uuids(request.kwargs["job_ids"])
+    if not sender.app.service:
+        return
     # In a thread: this is the one that takes messages, and it must not wait for a database.
     threading.Thread(target=_cancel, args=(sender.app.service, job_ids), daemon=True).start()
 
@@ -91,12 +111,16 @@ def _problem(args: Any, message: dict[str, Any], field: str) -> str | None:
     """What is wrong with a message, in words that hold nothing of its content."""
     if args or set(message) != {"v", field}:
         return f"expected the keyword arguments v and {field}, and nothing else"
-    if message["v"] != MESSAGE_VERSION or isinstance(message["v"], bool):
+    if _other_version(message["v"]):
         return f"expected v={MESSAGE_VERSION}"
     items = message[field]
     if not isinstance(items, list) or not 0 < len(items) <= MAX_JOBS_PER_MESSAGE:
         return f"expected {field} to be a list of 1 to {MAX_JOBS_PER_MESSAGE}"
     return None
+
+
+def _other_version(version: Any) -> bool:
+    return version != MESSAGE_VERSION or isinstance(version, bool)
 
 
 def _uuids(items: list[Any]) -> list[UUID]:

@@ -5,63 +5,154 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import uuid4
 
 import typer
 from rich.markup import escape
 
 from captioner.cli.environment import Device, Dtype, Json, Model, settings_from
 from captioner.cli.items import SUFFIXES
-from captioner.cli.output import console, print_json, progress_bar, remarks
-from captioner.cli.requests import Option, Prompt, parse_options
+from captioner.cli.output import (
+    alt_text,
+    console,
+    print_json,
+    print_timeline,
+    progress_bar,
+    remarks,
+)
+from captioner.cli.requests import (
+    At,
+    Decorative,
+    Every,
+    Fps,
+    Frames,
+    Keyframes,
+    MaxAltText,
+    Option,
+    Prompt,
+    VideoMode,
+    parse_alt_text,
+    parse_options,
+    parse_video,
+)
 from captioner.domain import Caption, CaptionRequest, Source
-from captioner.errors import JobError
+from captioner.errors import InvalidRequestError, JobError
 from captioner.logs import configure_logging
-from captioner.options import GenerationOptions
-from captioner.settings import Settings
+from captioner.settings import MediaSettings, Settings
+from captioner.timeline import segments
+from captioner.vtt import web_vtt
+from captioner.words import keywords
 
 
 def caption(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH...", help="Pictures, or folders of them.", show_default=False),
+        typer.Argument(
+            metavar="PATH...", help="Pictures, folders of them, or videos.", show_default=False
+        ),
     ],
     prompt: Prompt = None,
     option: Option = None,
     *,
+    decorative: Decorative = False,
+    max_alt_text: MaxAltText = None,
+    frames: Frames = None,
+    every: Every = None,
+    fps: Fps = None,
+    keyframes: Keyframes = False,
+    at: At = None,
+    video_mode: VideoMode = None,
+    contact_sheet: Annotated[
+        Path | None,
+        typer.Option(
+            "--contact-sheet",
+            metavar="PATH",
+            help="Draw a video's frames with their captions, as JPEG.",
+        ),
+    ] = None,
     sidecar: Annotated[
-        bool, typer.Option("--sidecar", help="Write each caption beside its picture, as .txt.")
+        bool,
+        typer.Option(
+            "--sidecar", help="Write each caption beside its picture, as .txt; of videos, .vtt too."
+        ),
     ] = False,
     as_json: Json = False,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Caption pictures right here; exit 1 if one could not be."""
+    """Caption pictures and videos right here; exit 1 if one could not be."""
     settings = settings_from(model__id=model, model__device=device, model__dtype=dtype)
     configure_logging(settings.log.model_copy(update={"level": "ERROR"}))
-    options = parse_options(prompt, option, settings.generation)
+    template = CaptionRequest(
+        source=Source(os.devnull),
+        options=parse_options(prompt, option, settings.generation),
+        alt_text=parse_alt_text(decorative=decorative, max_characters=max_alt_text),
+        video=parse_video(
+            frames=frames, every=every, fps=fps, keyframes=keyframes, at=at, mode=video_mode
+        ),
+    )
     files = [file for path in paths for file in _pictures(path)]
+    if contact_sheet and len(files) != 1:
+        raise InvalidRequestError("--contact-sheet is of one video; name one")
     failed = 0
     results: list[dict[str, Any]] = []
-    for file, captions, error in _run(settings, files, options):
+    for file, captions, error in _run(settings, files, template):
         failed += error is not None
         if as_json:
             results.append(_entry(file, captions, error))
-        elif error:
-            remarks.print(
-                f"{escape(str(file))}: [red]{error.code}[/]: {escape(str(error))}", soft_wrap=True
-            )
         else:
-            console.print(f"{escape(str(file))}: {escape(captions[0].text)}", soft_wrap=True)
+            _print(file, captions, error)
         if sidecar and not error:
-            file.with_suffix(".txt").write_text(captions[0].text + "\n", encoding="utf-8")
+            _write_sidecars(file, captions)
+        if contact_sheet and not error:
+            contact_sheet.write_bytes(_sheet(settings, file, template, captions))
+            remarks.print(f"contact sheet: {escape(str(contact_sheet))}", soft_wrap=True)
     if as_json:
         print_json(results)
     if failed:
         remarks.print(f"{failed} of {len(files)} failed", style="red")
         raise typer.Exit(1)
+
+
+def _print(file: Path, captions: Sequence[Caption], error: JobError | None) -> None:
+    if error:
+        problem = f"[red]{error.code}[/]: {escape(str(error))}"
+        remarks.print(f"{escape(str(file))}: {problem}", soft_wrap=True)
+        return
+    console.print(f"{escape(str(file))}: {escape(captions[0].text)}", soft_wrap=True)
+    made = captions[0].alt_text
+    if made is not None:
+        console.print(f"  {alt_text(made)}", soft_wrap=True)
+    if segments(captions):
+        print_timeline(captions)
+
+
+def _write_sidecars(file: Path, captions: Sequence[Caption]) -> None:
+    file.with_suffix(".txt").write_text(captions[0].text + "\n", encoding="utf-8")
+    if segments(captions):
+        file.with_suffix(".vtt").write_text(web_vtt(captions), encoding="utf-8")
+
+
+def _sheet(
+    settings: Settings, file: Path, template: CaptionRequest, captions: Sequence[Caption]
+) -> bytes:
+    from captioner.sampling import InlineSampler, open_plugins
+    from captioner.sheets import sheet_of
+
+    limits = _limits(settings, [file])
+    plugins = open_plugins(settings.plugins, limits)
+    request = replace(template, source=Source(str(file.absolute())))
+    return sheet_of(request, captions, InlineSampler(plugins, limits), plugins, limits)
+
+
+def _limits(settings: Settings, files: Sequence[Path]) -> MediaSettings:
+    """What the user names on this machine may be read, wherever it is."""
+    folders = tuple({file.resolve().parent for file in files})
+    return settings.media.model_copy(update={"allowed_roots": folders})
 
 
 def _pictures(path: Path) -> list[Path]:
@@ -76,27 +167,25 @@ def _pictures(path: Path) -> list[Path]:
 
 
 def _run(
-    settings: Settings, files: Sequence[Path], options: GenerationOptions
+    settings: Settings, files: Sequence[Path], template: CaptionRequest
 ) -> Iterator[tuple[Path, Sequence[Caption], JobError | None]]:
-    """Caption the files in shared batches and yield them in their order."""
+    """Caption the files as `template` says, in shared batches, and yield them in their order."""
     # Here, because the other commands run where the extra `worker` is not installed.
     from captioner.engine import InlineEngine
     from captioner.loading import load_model
     from captioner.pipeline import Pipeline
     from captioner.sampling import InlineSampler, open_plugins
 
-    # What the user names on this machine may be read, wherever it is.
-    folders = tuple({file.resolve().parent for file in files})
-    limits = settings.media.model_copy(update={"allowed_roots": folders})
+    limits = _limits(settings, files)
     with remarks.status("loading the model"):
         engine = InlineEngine(lambda: load_model(settings), settings.engine.max_batch)
         engine.start()
     try:
         plugins = open_plugins(settings.plugins, limits)
-        pipeline = Pipeline(engine, InlineSampler(plugins), limits)
+        pipeline = Pipeline(engine, InlineSampler(plugins, limits), limits, plugins=plugins)
 
         def run(file: Path) -> tuple[Path, Sequence[Caption], JobError | None]:
-            request = CaptionRequest(source=Source(str(file.absolute())), options=options)
+            request = replace(template, id=uuid4(), source=Source(str(file.absolute())))
             try:
                 return file, pipeline.caption(request).captions, None
             except JobError as error:
@@ -120,6 +209,28 @@ def _entry(file: Path, captions: Sequence[Caption], error: JobError | None) -> d
         "file": str(file),
         "caption": best.text,
         "continuation": best.continuation,
+        "alt_text": best.alt_text,
         "score": best.score,
         "captions": [one.text for one in captions],
+        **_timeline(captions),
+    }
+
+
+def _timeline(captions: Sequence[Caption]) -> dict[str, Any]:
+    """What there is to say of a video beside its caption; nothing of a picture."""
+    parts = segments(captions)
+    if not parts:
+        return {}
+    return {
+        "keywords": keywords(parts),
+        "segments": [
+            {
+                "start_seconds": part.start_seconds,
+                "end_seconds": part.end_seconds,
+                "caption": part.text,
+                "alt_text": part.alt_text,
+                "score": part.score,
+            }
+            for part in parts
+        ],
     }

@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from captioner.cli.environment import Broker, Database, Json, Model, settings_from
-from captioner.cli.output import console, print_json, progress_bar, remarks
+from captioner.cli.jobs import job_sheet
+from captioner.cli.output import console, print_json, print_timeline, progress_bar, remarks
 from captioner.domain import Job
 from captioner.logs import configure_logging
 from captioner.settings import Settings
@@ -37,16 +38,19 @@ def demo(
     *,
     as_json: Json = False,
 ) -> None:
-    """Caption 24 drawn scenes through a real queue, worker and database.
+    """Caption 24 drawn scenes and a film of three through a real queue, worker and database.
 
     Exit 1 if a job failed or, with the demo model, fewer than 95 % of the captions are right.
     """
     # Here, because the other commands run where the extra `worker` is not installed.
-    from captioner.demo.run import draw_scenes, find_photos, run_demo
+    from captioner.demo.run import draw_scenes, draw_video, find_photos, run_demo
 
     settings, folder = _prepare(model, database, broker)
     demo_model = settings.model.id == DEMO_MODEL
+    video = None
     pictures = find_photos(photos) if photos else draw_scenes(folder / "pictures")
+    if demo_model and not photos:
+        video = draw_video(pictures[0].path.parent)
     if not demo_model:
         pictures = [replace(picture, expected=None) for picture in pictures]
     _allow(pictures[0].path.parent if not photos else photos.resolve())
@@ -56,12 +60,13 @@ def demo(
             f"worker with model [bold]{escape(settings.model.id)}[/], log in {log}", soft_wrap=True
         )
     with progress_bar() as progress:
-        task = progress.add_task("captioning", total=len(pictures))
-        result = run_demo(settings_from(), pictures, log, lambda: progress.advance(task))
+        task = progress.add_task("captioning", total=len(pictures) + bool(video))
+        result = run_demo(settings_from(), pictures, video, log, lambda: progress.advance(task))
+    sheet = _write_sheet(result, folder)
     if as_json:
-        print_json(_as_json(result, settings))
+        print_json(_as_json(result, settings, sheet))
     else:
-        _print(result, settings)
+        _print(result, settings, sheet)
     if not result.passed:
         raise typer.Exit(1)
 
@@ -88,7 +93,17 @@ def _allow(folder: Path) -> None:
     os.environ["CAPTIONER_MEDIA__ALLOWED_ROOTS"] = str(folder)
 
 
-def _print(result: DemoResult, settings: Settings) -> None:
+def _write_sheet(result: DemoResult, folder: Path) -> Path | None:
+    """The contact sheet of the demo's video, as `captioner status JOB --contact-sheet` draws it."""
+    job = result.video_job
+    if job is None or not job.captions:
+        return None
+    path = folder / "contact-sheet.jpg"
+    path.write_bytes(job_sheet(job, settings_from()))
+    return path
+
+
+def _print(result: DemoResult, settings: Settings, sheet: Path | None) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("picture")
     table.add_column("caption")
@@ -110,6 +125,8 @@ def _print(result: DemoResult, settings: Settings) -> None:
             )
         table.add_row(*row)
     console.print(table)
+    if result.video_job:
+        _print_video(result, result.video_job)
     score = f"{result.right} of {result.scored} right, " if result.scored else ""
     console.print(
         f"{len(result.jobs)} pictures, {score}{result.images_per_second:.1f} per second; "
@@ -126,6 +143,15 @@ def _print(result: DemoResult, settings: Settings) -> None:
         soft_wrap=True,
     )
     console.print(f"pictures: {result.pictures[0].path.parent}", soft_wrap=True)
+    if sheet:
+        console.print(f"contact sheet of the video: {sheet}", soft_wrap=True)
+
+
+def _print_video(result: DemoResult, job: Job) -> None:
+    console.print(f"\n{escape(Path(job.source.path).name)}: {_caption(job)}")
+    print_timeline(job.captions)
+    right = "[green]yes[/]" if result.video_right else "[red]no[/]"
+    console.print(f"every scene right, and at its time: {right}\n")
 
 
 def _caption(job: Job) -> str:
@@ -138,7 +164,7 @@ def _score(job: Job) -> str:
     return f"{job.captions[0].score:.3f}" if job.captions else ""
 
 
-def _as_json(result: DemoResult, settings: Settings) -> dict[str, object]:
+def _as_json(result: DemoResult, settings: Settings, sheet: Path | None) -> dict[str, object]:
     return {
         "jobs": [
             {
@@ -151,6 +177,13 @@ def _as_json(result: DemoResult, settings: Settings) -> dict[str, object]:
             }
             for picture, job in zip(result.pictures, result.jobs, strict=True)
         ],
+        "video": result.video_job
+        and {
+            "job": result.video_job.as_mapping(),
+            "timeline": result.video.film.timeline if result.video else [],
+            "right": result.video_right,
+            "contact_sheet": str(sheet) if sheet else None,
+        },
         "images_per_second": round(result.images_per_second, 3),
         "right": result.right,
         "scored": result.scored,

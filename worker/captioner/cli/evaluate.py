@@ -147,11 +147,12 @@ def _caption(
         engine = InlineEngine(lambda: load_model(settings), settings.engine.max_batch)
         engine.start()
     try:
+        sampler = InlineSampler(open_plugins(settings.plugins, limits), limits)
         with Predictions(path, engine.info, options) as made, progress_bar() as progress:
             done = sum(made.has(picture) for picture in pictures)
             task = progress.add_task("captioning", total=len(pictures), completed=done)
             failed = caption_missing(
-                Pipeline(engine, InlineSampler(open_plugins(settings.plugins, limits)), limits),
+                Pipeline(engine, sampler, limits),
                 pictures,
                 folder,
                 options,

@@ -18,8 +18,9 @@ from typing import IO, Any
 from captioner.cli.requests import parse_source
 from captioner.domain import CaptionRequest, Lane, Source
 from captioner.errors import InvalidRequestError
-from captioner.options import GenerationOptions
+from captioner.options import AltTextOptions, GenerationOptions, options_mapping
 from captioner.request_json import request_from_item
+from captioner.video_options import VideoOptions
 
 #: A longer line is refused; an inline picture of 256 KiB fits.
 MAX_LINE_BYTES = 2**20
@@ -31,7 +32,10 @@ Item = tuple[str, CaptionRequest | InvalidRequestError]
 
 
 def items_of_file(
-    name: str, defaults: Mapping[str, Any], metadata: Mapping[str, Any]
+    name: str,
+    defaults: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    webhook_url: str | None = None,
 ) -> Iterator[Item]:
     """The items of a file of JSON lines, or of standard input for `-`; blank lines are skipped.
 
@@ -39,6 +43,7 @@ def items_of_file(
         name: of the file.
         defaults: generation options of items that name none.
         metadata: of items that have none.
+        webhook_url: of items that have none.
 
     Raises:
         InvalidRequestError: the file cannot be read.
@@ -49,7 +54,14 @@ def items_of_file(
                 continue
             try:
                 request = _request(line, defaults)
-                yield f"line {number}", replace(request, metadata=request.metadata or metadata)
+                yield (
+                    f"line {number}",
+                    replace(
+                        request,
+                        metadata=request.metadata or metadata,
+                        webhook_url=request.webhook_url or webhook_url,
+                    ),
+                )
             except InvalidRequestError as error:
                 yield f"line {number}", error
 
@@ -63,7 +75,12 @@ def count_lines(name: str) -> int | None:
 
 
 def items_of_folder(
-    folder: Path, options: GenerationOptions, metadata: Mapping[str, Any]
+    folder: Path,
+    options: GenerationOptions,
+    alt_text: AltTextOptions,
+    video: VideoOptions,
+    metadata: Mapping[str, Any],
+    webhook_url: str | None = None,
 ) -> Iterator[Item]:
     """The pictures below a folder, told by their suffixes, in the order of their names.
 
@@ -80,9 +97,12 @@ def items_of_folder(
                 request = CaptionRequest(
                     source=Source(str(path)),
                     options=options,
+                    alt_text=alt_text,
+                    video=video,
                     metadata=metadata,
+                    webhook_url=webhook_url,
                     lane=Lane.BULK,
-                    client_key=_client_key(path, options),
+                    client_key=_client_key(path, options_mapping(options, alt_text, video)),
                 )
             except (InvalidRequestError, OSError) as error:
                 yield str(path), InvalidRequestError(str(error))
@@ -90,9 +110,9 @@ def items_of_folder(
                 yield str(path), request
 
 
-def _client_key(path: Path, options: GenerationOptions) -> str:
+def _client_key(path: Path, options: Mapping[str, Any]) -> str:
     status = path.stat()
-    told = [str(path), status.st_size, status.st_mtime_ns, options.as_mapping()]
+    told = [str(path), status.st_size, status.st_mtime_ns, options]
     return f"file:{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:40]}"
 
 

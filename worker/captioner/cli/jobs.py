@@ -4,20 +4,44 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from contextlib import closing
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from captioner.cli.bulk import report, submit_items
 from captioner.cli.environment import Broker, Database, Json, settings_from
 from captioner.cli.items import Item, count_lines, items_of_file, items_of_folder
 from captioner.cli.output import print_job, print_jobs, print_json, progress_bar, remarks
-from captioner.cli.requests import Option, Prompt, parse_metadata, parse_options, parse_source
-from captioner.domain import CaptionRequest, Job, JobState, Lane
-from captioner.errors import InvalidRequestError
+from captioner.cli.requests import (
+    At,
+    Decorative,
+    Every,
+    Fps,
+    Frames,
+    Keyframes,
+    MaxAltText,
+    Option,
+    Prompt,
+    VideoMode,
+    parse_alt_text,
+    parse_metadata,
+    parse_options,
+    parse_source,
+    parse_video,
+)
+from captioner.containers import VIDEO_SUFFIXES
+from captioner.domain import CaptionRequest, Job, JobState, Lane, Source
+from captioner.errors import CaptionerError, InvalidRequestError
 from captioner.jobs import Jobs
 from captioner.logs import configure_logging
+from captioner.options import options_mapping
+from captioner.settings import Settings
+from captioner.timeline import segments
+from captioner.video_options import VideoOptions
+from captioner.vtt import web_vtt
 
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", show_default=False)]
 Timeout = Annotated[
@@ -43,8 +67,8 @@ def submit(
         typer.Option(
             "--from",
             metavar="FILE",
-            help="JSON lines with source and, if you like, prompt, options, metadata and "
-            "client_key; - is standard input.",
+            help="JSON lines with source and, if you like, prompt, options, metadata, "
+            "client_key and webhook_url; - is standard input.",
         ),
     ] = None,
     prompt: Prompt = None,
@@ -56,7 +80,21 @@ def submit(
     metadata: Annotated[
         str | None, typer.Option("--metadata", metavar="JSON", help="Echoed in the result.")
     ] = None,
+    webhook_url: Annotated[
+        str | None,
+        typer.Option(
+            "--webhook-url", metavar="URL", help="Who is told how each job ended, by a webhook."
+        ),
+    ] = None,
     *,
+    decorative: Decorative = False,
+    max_alt_text: MaxAltText = None,
+    frames: Frames = None,
+    every: Every = None,
+    fps: Fps = None,
+    keyframes: Keyframes = False,
+    at: At = None,
+    video_mode: VideoMode = None,
     bulk: Annotated[bool, typer.Option("--bulk", help="Let interactive jobs overtake.")] = False,
     wait_for: Annotated[bool, typer.Option("--wait", help="Wait for the captions.")] = False,
     timeout: Timeout = None,
@@ -64,7 +102,7 @@ def submit(
     database: Database = None,
     broker: Broker = None,
 ) -> None:
-    """Submit pictures and return at once, or with --wait when they are captioned.
+    """Submit pictures and videos and return at once, or with --wait when they are captioned.
 
     Folders and files of JSON lines go to the bulk lane, and may be submitted again after an
     interruption: a client key, which pictures of folders have by themselves, makes one job.
@@ -79,13 +117,20 @@ def submit(
         raise InvalidRequestError("--client-key names one job; give one source with it")
     with _connect(database, broker) as jobs:
         options = parse_options(prompt, option, jobs.settings.generation)
+        alt_text = parse_alt_text(decorative=decorative, max_characters=max_alt_text)
+        video = parse_video(
+            frames=frames, every=every, fps=fps, keyframes=keyframes, at=at, mode=video_mode
+        )
         echoed = parse_metadata(metadata)
         if from_file or any(folders):
             if from_file:
-                items = items_of_file(from_file, options.as_mapping(), echoed)
+                items = items_of_file(
+                    from_file, options_mapping(options, alt_text, video), echoed, webhook_url
+                )
             else:
                 items = itertools.chain.from_iterable(
-                    items_of_folder(Path(text), options, echoed) for text in sources
+                    items_of_folder(Path(text), options, alt_text, video, echoed, webhook_url)
+                    for text in sources
                 )
             total = count_lines(from_file) if from_file else None
             _submit_bulk(jobs, items, total, wait_for=wait_for, timeout=timeout, as_json=as_json)
@@ -94,9 +139,12 @@ def submit(
             CaptionRequest(
                 source=parse_source(text),
                 options=options,
+                alt_text=alt_text,
+                video=video,
                 client_key=client_key,
                 metadata=echoed,
-                lane=Lane.BULK if bulk else Lane.INTERACTIVE,
+                webhook_url=webhook_url,
+                lane=_lane(text, video, bulk=bulk),
             )
             for text in sources
         ]
@@ -115,6 +163,14 @@ def submit(
         else:
             for job in submitted:
                 typer.echo(f"{job.id}  {job.state}  {job.source.display}")
+
+
+def _lane(source: str, video: VideoOptions, *, bulk: bool) -> Lane:
+    """A guess that costs nothing when it is wrong: what is a video, its content says."""
+    suffix = PurePosixPath(Source(source).display.partition("?")[0]).suffix.lower()
+    if suffix in VIDEO_SUFFIXES or video != VideoOptions():
+        return Lane.VIDEO
+    return Lane.BULK if bulk else Lane.INTERACTIVE
 
 
 def _submit_bulk(
@@ -137,11 +193,37 @@ def _submit_bulk(
 
 
 def status(
-    ids: Ids, *, as_json: Json = False, database: Database = None, broker: Broker = None
+    ids: Ids,
+    contact_sheet: Annotated[
+        Path | None,
+        typer.Option(
+            "--contact-sheet",
+            metavar="PATH",
+            help="Draw a video's frames with their captions, as JPEG; the video is read again.",
+        ),
+    ] = None,
+    *,
+    vtt: Annotated[
+        bool, typer.Option("--vtt", help="Print a video's segments as WebVTT, and nothing else.")
+    ] = False,
+    as_json: Json = False,
+    database: Database = None,
+    broker: Broker = None,
 ) -> None:
     """Show jobs, their captions and their errors."""
+    if (vtt or contact_sheet) and len(ids) != 1:
+        raise InvalidRequestError("--vtt and --contact-sheet are of one job; name one")
+    if vtt and as_json:
+        raise InvalidRequestError("--vtt and --json exclude each other")
     with _connect(database, broker) as jobs:
         found = [jobs.get(job_id) for job_id in ids]
+        settings = jobs.settings
+    if contact_sheet:
+        contact_sheet.write_bytes(job_sheet(found[0], settings))
+        remarks.print(f"contact sheet: {escape(str(contact_sheet))}", soft_wrap=True)
+    if vtt:
+        typer.echo(web_vtt(_require_video(found[0]).captions), nl=False)
+        return
     if as_json:
         print_json([job.as_mapping() for job in found])
         return
@@ -149,6 +231,35 @@ def status(
         if number:
             typer.echo()
         print_job(job)
+
+
+def _require_video(job: Job) -> Job:
+    if not segments(job.captions):
+        why = "was no video" if job.state is JobState.SUCCEEDED else f"is {job.state}"
+        raise CaptionerError(f"job {job.id} has no segments: it {why}")
+    return job
+
+
+def job_sheet(job: Job, settings: Settings) -> bytes:
+    """The contact sheet of a job's video, as JPEG; the video is read again.
+
+    Raises:
+        CaptionerError: it is no video, or cannot be read here.
+    """
+    # Here, because these commands run where the extra `worker` is not installed.
+    from captioner.sampling import ChildSampler, open_plugins
+    from captioner.sheets import sheet_of
+
+    _require_video(job)
+    # Who may ask for the job may read its file, if this machine has it.
+    roots = settings.media.allowed_roots
+    if job.source.scheme == "file":
+        roots = (*roots, Path(job.source.path).resolve().parent)
+    limits = settings.media.model_copy(update={"allowed_roots": roots})
+    plugins = open_plugins(settings.plugins, limits)
+    # A stranger's file: in a process with limits, whatever the settings of a worker here say.
+    with closing(ChildSampler(settings.plugins, limits, settings.log)) as sampler:
+        return sheet_of(job.request, job.captions, sampler, plugins, limits)
 
 
 def list_jobs(

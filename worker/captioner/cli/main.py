@@ -13,7 +13,18 @@ from typing import Any, NoReturn
 import typer
 
 from captioner import __version__
-from captioner.cli import bench, caption, db, demo, evaluate, jobs, plugins, worker
+from captioner.cli import (
+    bench,
+    caption,
+    db,
+    demo,
+    evaluate,
+    events,
+    jobs,
+    plugins,
+    webhooks,
+    worker,
+)
 from captioner.errors import CaptionerError, InvalidRequestError, SettingsError
 
 #: A command that cannot be understood. Typer has its own copy of click's classes and exports only
@@ -24,6 +35,8 @@ UsageError: type[Any] = typer.BadParameter.__bases__[0]
 WORKER_MODULES = frozenset(
     {"PIL", "httpcore", "httpx", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
 )
+#: Which extra brings what.
+EXTRAS = dict.fromkeys(WORKER_MODULES, "worker") | {"cryptography": "webhooks"}
 
 app = typer.Typer(
     name="captioner",
@@ -43,6 +56,8 @@ app.command("cancel")(jobs.cancel)
 app.command("caption")(caption.caption)
 app.command("evaluate")(evaluate.evaluate)
 app.command("plugins")(plugins.plugins)
+app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(events.app, name="events")
 app.add_typer(db.app, name="db")
 app.add_typer(bench.app, name="bench")
 
@@ -80,9 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except CaptionerError as error:
         _fail(str(error), 1)
     except ModuleNotFoundError as error:
-        if error.name not in WORKER_MODULES:
+        if error.name not in EXTRAS:
             raise
-        _fail(f"this needs {error.name}; run: pip install 'captioner[worker]'", 2)
+        _fail(f"this needs {error.name}; run: pip install 'captioner[{EXTRAS[error.name]}]'", 2)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except BrokenPipeError:

@@ -13,7 +13,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from captioner.domain import Job, JobState
+from captioner.domain import Caption, Job, JobState
+from captioner.timeline import segments, time_range
+from captioner.words import keywords
 
 #: Width of tables that are written to a file or a pipe, where nothing need be cut.
 PIPE_COLUMNS = 240
@@ -55,10 +57,16 @@ def progress_bar() -> Progress:
 def summary(job: Job) -> str:
     """What came of a job, in a phrase: its caption or why there is none."""
     if job.caption is not None:
-        return escape(job.caption)
+        made = job.captions[0].alt_text
+        return escape(job.caption) + ("" if made is None else f"\n{alt_text(made)}")
     if job.failure:
         return f"[red]{job.failure.code}[/]: {escape(job.failure.message)}"
     return ""
+
+
+def alt_text(text: str) -> str:
+    """The line of an alt text below its caption."""
+    return f"[dim]alt text:[/] {escape(text)}" if text else "[dim]alt text: empty, decorative[/]"
 
 
 def print_jobs(jobs: Sequence[Job]) -> None:
@@ -88,10 +96,15 @@ def print_job(job: Job) -> None:
     grid.add_row("source", escape(job.source.display))
     if job.client_key:
         grid.add_row("client key", escape(job.client_key))
+    parts = segments(job.captions)
     for caption in job.captions:
         label = "caption" if caption.rank == 0 else ""
-        at = f"  at {caption.start_seconds:.1f} s" if caption.start_seconds is not None else ""
+        at = f"  {time_range(caption)}" if caption.start_seconds is not None else ""
         grid.add_row(label, f"{escape(caption.text)}  [dim]score {caption.score:.3f}{at}[/]")
+        if caption.alt_text is not None:
+            grid.add_row("", alt_text(caption.alt_text))
+    if parts:
+        grid.add_row("keywords", escape(", ".join(keywords(parts))))
     if job.failure:
         again = (
             "it may work if submitted again" if job.failure.retryable else "it will not work again"
@@ -108,6 +121,19 @@ def print_job(job: Job) -> None:
     if job.state is JobState.QUEUED and job.dispatched_at is None:
         grid.add_row("", "[yellow]not yet with the broker; a worker will publish it[/]")
     console.print(grid)
+
+
+def print_timeline(captions: Sequence[Caption]) -> None:
+    """The segments of a video, a row each, and its keywords."""
+    parts = segments(captions)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("seen", no_wrap=True)
+    table.add_column("caption", overflow="fold")
+    table.add_column("score", justify="right", no_wrap=True)
+    for part in parts:
+        table.add_row(time_range(part), escape(part.text), f"{part.score:.3f}")
+    console.print(table)
+    console.print(f"[dim]keywords:[/] {escape(', '.join(keywords(parts)))}", soft_wrap=True)
 
 
 def _age(created_at: datetime) -> str:

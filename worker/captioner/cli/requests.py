@@ -11,9 +11,10 @@ import typer
 
 from captioner.domain import Source
 from captioner.errors import InvalidRequestError
-from captioner.options import GenerationOptions
+from captioner.options import AltTextOptions, GenerationOptions
 from captioner.request_json import options_from
 from captioner.settings import GenerationSettings
+from captioner.video_options import VideoOptions
 
 Prompt = Annotated[str | None, typer.Option("--prompt", help="Text the caption starts with.")]
 Option = Annotated[
@@ -25,6 +26,89 @@ Option = Annotated[
         help="Generation option, such as num_beams=5; may be repeated.",
     ),
 ]
+Decorative = Annotated[
+    bool, typer.Option("--decorative", help="The picture says nothing: its alt text is empty.")
+]
+MaxAltText = Annotated[
+    int | None,
+    typer.Option(
+        "--max-alt-text", min=1, metavar="N", help="Longest alt text in characters; default: 125."
+    ),
+]
+Frames = Annotated[
+    int | None,
+    typer.Option("--frames", metavar="N", help="Of a video: how many frames; default: 8."),
+]
+Every = Annotated[
+    float | None,
+    typer.Option("--every", metavar="SECONDS", help="Of a video: a frame every so many seconds."),
+]
+Fps = Annotated[
+    float | None, typer.Option("--fps", metavar="N", help="Of a video: so many frames a second.")
+]
+Keyframes = Annotated[
+    bool, typer.Option("--keyframes", help="Of a video: its keyframes, which cost least.")
+]
+At = Annotated[
+    str | None,
+    typer.Option("--at", metavar="SECONDS,...", help="Of a video: the frames at these times."),
+]
+VideoMode = Annotated[
+    str | None,
+    typer.Option(
+        "--video-mode",
+        metavar="MODE",
+        help="per_frame (default), joint (one caption of all frames, experimental) or both.",
+    ),
+]
+
+
+def parse_video(
+    *,
+    frames: int | None,
+    every: float | None,
+    fps: float | None,
+    keyframes: bool,
+    at: str | None,
+    mode: str | None,
+) -> VideoOptions:
+    """What was asked for of videos.
+
+    Raises:
+        InvalidRequestError: a value is out of range, or two contradict each other.
+    """
+    ways: dict[str, tuple[bool, dict[str, Any]]] = {
+        "--every": (every is not None, {"strategy": "interval", "interval_seconds": every}),
+        "--fps": (fps is not None, {"strategy": "fps", "fps": fps}),
+        "--keyframes": (keyframes, {"strategy": "keyframes"}),
+        "--at": (at is not None, {"strategy": "timestamps", "timestamps": _seconds(at or "")}),
+    }
+    named = [flag for flag, (given, _) in ways.items() if given]
+    if len(named) > 1:
+        raise InvalidRequestError(f"{' and '.join(named)} exclude each other")
+    asked = dict(ways[named[0]][1]) if named else {}
+    if frames is not None:
+        asked["frames"] = frames
+    if mode is not None:
+        asked["mode"] = mode
+    return VideoOptions.from_mapping(asked)
+
+
+def _seconds(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise InvalidRequestError(f"--at must be seconds such as 1.5,3, not {text!r}") from None
+
+
+def parse_alt_text(*, decorative: bool, max_characters: int | None) -> AltTextOptions:
+    """What was asked for of alt texts.
+
+    Raises:
+        InvalidRequestError: the length is out of range.
+    """
+    asked = {} if max_characters is None else {"max_characters": max_characters}
+    return AltTextOptions.from_mapping({"decorative": decorative, **asked})
 
 
 def parse_options(
@@ -35,7 +119,12 @@ def parse_options(
     Raises:
         InvalidRequestError: a name is unknown or a value cannot be used.
     """
-    return options_from(_given(options or ()), prompt, defaults.model_dump())
+    given = _given(options or ())
+    if "alt_text" in given:
+        raise InvalidRequestError("for alt_text there are --decorative and --max-alt-text")
+    if "video" in given:
+        raise InvalidRequestError("for video there are --frames, --every, --fps, --keyframes, --at")
+    return options_from(given, prompt, defaults.model_dump())
 
 
 def _given(options: Sequence[str]) -> dict[str, Any]:

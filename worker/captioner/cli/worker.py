@@ -41,7 +41,7 @@ def worker(
             "-Q",
             envvar="CAPTIONER_WORKER__QUEUES",
             show_envvar=True,
-            help="Queues to take jobs from, separated by commas.",
+            help="Queues to work for, separated by commas; `events` alone needs no model.",
         ),
     ] = None,
     log_level: Annotated[
@@ -49,6 +49,8 @@ def worker(
     ] = None,
 ) -> None:
     """Load the model, then take jobs from the broker until SIGTERM or Ctrl-C.
+
+    With --queues events it loads none, and delivers events to plugins and webhooks.
 
     `celery -A captioner worker` does the same with Celery's own options.
     """

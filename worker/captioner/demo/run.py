@@ -11,15 +11,18 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from uuid import UUID
 
+from captioner.demo.films import Film, random_film, write_film
 from captioner.demo.scenes import draw, scenes
-from captioner.domain import CaptionRequest, Job, JobState, Source
+from captioner.domain import CaptionRequest, Job, JobState, Lane, Source
 from captioner.errors import CaptionerError
 from captioner.jobs import Jobs
 from captioner.options import GenerationOptions
 from captioner.settings import GenerationSettings, Settings
+from captioner.video_options import VideoOptions
 
 SCENE_COUNT = 24
 SCENE_SEED = 2024
@@ -29,6 +32,9 @@ PROMPT = "a photography of"
 PROMPT_EVERY = 3
 #: The share of right captions below which the demo has failed.
 LEAST_RIGHT = 0.95
+FILM_SEED = 7
+#: Seconds between the frames of the film that are captioned.
+FILM_INTERVAL_SECONDS = 0.5
 PHOTO_SUFFIXES = {".avif", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 #: How long a worker may take to finish what it has in hand.
 STOP_SECONDS = 60
@@ -44,6 +50,14 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
+class DemoVideo:
+    """A video to be captioned, and what is seen in it."""
+
+    path: Path
+    film: Film
+
+
+@dataclass(frozen=True, slots=True)
 class DemoResult:
     """What came of the demo."""
 
@@ -52,6 +66,9 @@ class DemoResult:
     jobs: Sequence[Job]
     #: Exit code of the worker after it was told to stop.
     worker_exit_code: int
+    video: DemoVideo | None = None
+    #: The video's, when there is one.
+    video_job: Job | None = None
 
     @property
     def images_per_second(self) -> float:
@@ -77,11 +94,19 @@ class DemoResult:
         )
 
     @property
+    def video_right(self) -> bool:
+        """True when the video's segments are its scenes, at their times; also without a video."""
+        if self.video is None or self.video_job is None:
+            return True
+        return self.video.film.told_by(self.video_job.captions, FILM_INTERVAL_SECONDS)
+
+    @property
     def passed(self) -> bool:
         """True when every job succeeded, enough captions are right, and the worker ended well."""
         return (
             all(job.state is JobState.SUCCEEDED for job in self.jobs)
             and self.right >= LEAST_RIGHT * self.scored
+            and self.video_right
             and self.worker_exit_code == 0
         )
 
@@ -99,6 +124,15 @@ def draw_scenes(folder: Path) -> list[Picture]:
     return pictures
 
 
+def draw_video(folder: Path) -> DemoVideo | None:
+    """Draw and encode the demo's film; None where PyAV is not installed."""
+    if find_spec("av") is None:
+        return None
+    film, path = random_film(FILM_SEED), folder / "film.mp4"
+    write_film(film, path, SCENE_PIXELS)
+    return DemoVideo(path, film)
+
+
 def find_photos(folder: Path) -> list[Picture]:
     """The pictures in a folder of the user's own.
 
@@ -112,13 +146,18 @@ def find_photos(folder: Path) -> list[Picture]:
 
 
 def run_demo(
-    settings: Settings, pictures: Sequence[Picture], log: Path, advance: Callable[[], None]
+    settings: Settings,
+    pictures: Sequence[Picture],
+    video: DemoVideo | None,
+    log: Path,
+    advance: Callable[[], None],
 ) -> DemoResult:
-    """Start a worker, submit the pictures, wait for the captions, stop the worker.
+    """Start a worker, submit pictures and video, wait for the captions, stop the worker.
 
     Args:
         settings: those of the environment, which the worker inherits.
         pictures: to be captioned.
+        video: to be captioned, too.
         log: file the worker's output goes to.
         advance: called for each job that has ended.
 
@@ -126,6 +165,8 @@ def run_demo(
         CaptionerError: the worker ended before its work did; the text says why.
     """
     requests = [_request(picture, settings.generation) for picture in pictures]
+    if video:
+        requests.append(_video_request(video, settings.generation))
     exit_codes: list[int] = []
     with Jobs(settings) as jobs, _worker(log, exit_codes) as worker:
         job_ids = [submission.job.id for submission in jobs.submit_all(requests)]
@@ -140,12 +181,23 @@ def run_demo(
                 raise CaptionerError(
                     f"the worker ended with code {worker.returncode}: {_last_line(log)}"
                 )
-    return DemoResult(pictures, [ended[job_id] for job_id in job_ids], exit_codes[0])
+    found = [ended[job_id] for job_id in job_ids]
+    video_job = found.pop() if video else None
+    return DemoResult(pictures, found, exit_codes[0], video, video_job)
 
 
 def _request(picture: Picture, defaults: GenerationSettings) -> CaptionRequest:
     options = GenerationOptions(prompt=picture.prompt, **defaults.model_dump())
     return CaptionRequest(source=Source(str(picture.path)), options=options)
+
+
+def _video_request(video: DemoVideo, defaults: GenerationSettings) -> CaptionRequest:
+    return CaptionRequest(
+        source=Source(str(video.path)),
+        options=GenerationOptions(**defaults.model_dump()),
+        video=VideoOptions(strategy="interval", interval_seconds=FILM_INTERVAL_SECONDS),
+        lane=Lane.VIDEO,
+    )
 
 
 @contextmanager

@@ -5,7 +5,19 @@ from __future__ import annotations
 from captioner.media.decode import decode_image
 from captioner.media.frames import still_frame
 from captioner.media.hosts import HostSlots
+from captioner.media.post import Answer, post_http
+from captioner.media.sizes import check_size
 from captioner.media.sources import OPENERS, open_source
 from captioner.media.still import StillImages
 
-__all__ = ["OPENERS", "HostSlots", "StillImages", "decode_image", "open_source", "still_frame"]
+__all__ = [
+    "OPENERS",
+    "Answer",
+    "HostSlots",
+    "StillImages",
+    "check_size",
+    "decode_image",
+    "open_source",
+    "post_http",
+    "still_frame",
+]

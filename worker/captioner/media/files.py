@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from captioner.containers import PREFIX_BYTES
 from captioner.domain import Media, Source
 from captioner.errors import ErrorCode, InvalidRequestError, JobError
+from captioner.media.sizes import check_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,12 +32,13 @@ _LOCAL_HOSTS = ("", "localhost")
 
 
 def open_file(source: Source, folder: Path, limits: MediaSettings) -> Media:  # noqa: ARG001 (an opener's signature)
-    """Find a local file and check it, without reading it; nothing is copied.
+    """Find a local file and check it, reading no more than its beginning; nothing is copied.
 
     Args:
         source: An absolute path or `file:///…`.
         folder: The job's own folder; not used here.
-        limits: `allowed_roots` (links in them are resolved at every call) and `max_image_bytes`.
+        limits: `allowed_roots` (links in them are resolved at every call), `max_image_bytes`
+            and `max_video_bytes`.
 
     Returns:
         The file by its real path, free of symbolic links.
@@ -53,7 +56,7 @@ def open_file(source: Source, folder: Path, limits: MediaSettings) -> Media:  # 
             f"{path} is in none of the worker's allowed folders (CAPTIONER_MEDIA__ALLOWED_ROOTS)",
         )
     try:
-        size = _size_of_regular_file(real, path)
+        size, head = _measure(real, path)
     except OSError as error:
         reason = _FINAL.get(error.errno or 0)
         raise JobError(
@@ -61,12 +64,7 @@ def open_file(source: Source, folder: Path, limits: MediaSettings) -> Media:  # 
             f"{path}: {reason or error.strerror or 'cannot be read'}",
             retryable=reason is None,
         ) from error
-    if size > limits.max_image_bytes:
-        raise JobError(
-            ErrorCode.MEDIA_TOO_LARGE,
-            f"{path}: {size} bytes, at most {limits.max_image_bytes} "
-            "(CAPTIONER_MEDIA__MAX_IMAGE_BYTES)",
-        )
+    check_size(path, size, head, limits)
     return Media(real, source.display)
 
 
@@ -100,8 +98,8 @@ def _inside(real: Path, roots: Iterable[Path]) -> bool:
     return any(real.is_relative_to(os.path.realpath(root)) for root in roots)
 
 
-def _size_of_regular_file(real: Path, shown: str) -> int:
-    """Bytes of a readable regular file.
+def _measure(real: Path, shown: str) -> tuple[int, bytes]:
+    """Size in bytes of a readable regular file, and its first `PREFIX_BYTES`.
 
     Looks before opening: opening alone may block (a FIFO) or act (a tape).
     """
@@ -112,6 +110,6 @@ def _size_of_regular_file(real: Path, shown: str) -> int:
         raise JobError(ErrorCode.SOURCE_NOT_ALLOWED, f"{shown} is a device or a pipe, not a file")
     descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return os.fstat(descriptor).st_size
+        return os.fstat(descriptor).st_size, os.read(descriptor, PREFIX_BYTES)
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The frame of a still image: the picture squashed to the model's square."""
+"""The frame of a still image, and of any other: the picture squashed to the model's square."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from captioner.domain import Frame
 from captioner.media.decode import decode_image, decoding
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from captioner.domain import Media
     from captioner.settings import MediaSettings
 
@@ -35,5 +37,17 @@ def still_frame(media: Media, size: int, limits: MediaSettings) -> Frame:
     """
     image = decode_image(media, limits, size)
     with decoding(media):
-        squashed = image.resize((size, size), Image.Resampling.BICUBIC)
-        return Frame(np.array(squashed))
+        return Frame(square(image, size), aspect_ratio=image.width / image.height)
+
+
+def square(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Squash a picture to what the model sees, as BLIP's own processor does.
+
+    Args:
+        image: Mode RGB, of any size.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        uint8 `[size, size, 3]`, C-contiguous, writable.
+    """
+    return np.array(image.resize((size, size), Image.Resampling.BICUBIC))

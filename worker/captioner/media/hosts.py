@@ -43,8 +43,7 @@ class HostSlots:
         self._hosts: dict[str, _Host] = {}
         self._lock = threading.Lock()
 
-    @contextlib.contextmanager
-    def hold(self, source: Source, lane: Lane) -> Iterator[None]:
+    def hold(self, source: Source, lane: Lane) -> contextlib.AbstractContextManager[None]:
         """Have a slot of the source's host inside the block; what is not downloaded needs none.
 
         A redirect counts for the host that the source names.
@@ -53,9 +52,10 @@ class HostSlots:
             HostBusyError: there is none, and there will be none soon.
         """
         name = _host_name(source)
-        if name is None:
-            yield
-            return
+        return contextlib.nullcontext() if name is None else self._slot(name, lane)
+
+    @contextlib.contextmanager
+    def _slot(self, name: str, lane: Lane) -> Iterator[None]:
         with self._lane(lane), self._host(name) as host, host.turn(lane):
             yield
 

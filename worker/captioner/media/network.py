@@ -2,24 +2,32 @@
 
 httpx and httpcore limit each single read: a server that drips one byte a second is never too slow
 for them. Here the limit is on the whole, down in the stream, where headers and TLS wait too.
+
+Until a connection stands every failure is `httpcore.ConnectError`, a time-out too: whoever chose
+the address must not learn what is there. The log says which it was.
 """
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import httpcore
+
+from captioner.errors import describe
 
 if TYPE_CHECKING:
     import ssl
 
+logger = logging.getLogger(__name__)
+
 #: Gives the addresses of a host and port, best first. Connections go to these addresses as they
-#: are, with no second look-up: the place to refuse an address is here, by raising JobError.
+#: are, with no second look-up: the place to refuse one is here, by raising PermissionError.
 Resolver = Callable[[str, int], Sequence[str]]
 
 #: One silent address must not use up the time of the host's others.
@@ -69,6 +77,19 @@ class DeadlineBackend(httpcore.NetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         """Connect to the first address that answers."""
+        try:
+            return self._connect(host, port, timeout, local_address, socket_options)
+        except (httpcore.ConnectError, httpcore.TimeoutException) as error:
+            _fail(f"{host:.253} port {port}", error)
+
+    def _connect(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None,
+        local_address: str | None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None,
+    ) -> httpcore.NetworkStream:
         failure: Exception = httpcore.ConnectError("the host has no address")
         for address in self._addresses(host, port):
             limit = self._deadline.remaining(_CONNECT_SECONDS if timeout is None else timeout)
@@ -96,8 +117,8 @@ class DeadlineBackend(httpcore.NetworkBackend):
             found = answer.get(timeout=self._deadline.remaining())
         except Empty:
             raise httpcore.ConnectTimeout("the name was not resolved in time") from None
-        if isinstance(found, OSError | UnicodeError):
-            raise httpcore.ConnectError("the name cannot be resolved") from found
+        if isinstance(found, OSError | ValueError):  # UnicodeError is a ValueError
+            raise httpcore.ConnectError(found) from found
         if isinstance(found, Exception):
             raise found
         return found
@@ -125,10 +146,17 @@ class _DeadlineStream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
-        limit = self._deadline.remaining(timeout)
-        return _DeadlineStream(
-            self._stream.start_tls(ssl_context, server_hostname, limit), self._deadline
-        )
+        try:
+            limit = self._deadline.remaining(timeout)
+            stream = self._stream.start_tls(ssl_context, server_hostname, limit)
+        except (httpcore.ConnectError, httpcore.TimeoutException, ValueError) as error:
+            _fail(f"{server_hostname or '':.253} by TLS", error)  # ValueError: no name for it
+        return _DeadlineStream(stream, self._deadline)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
+
+
+def _fail(where: str, error: Exception) -> NoReturn:
+    logger.info("no connection to %s: %s", where, describe(error))
+    raise httpcore.ConnectError("no connection") from error

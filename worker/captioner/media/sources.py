@@ -31,7 +31,8 @@ def open_source(source: Source, folder: Path, limits: MediaSettings) -> Media:
         limits: What may be read, and how much.
 
     Returns:
-        A regular file of at most `max_image_bytes`, not yet looked into.
+        A regular file of at most `max_image_bytes`, or `max_video_bytes` for one that begins like
+            a video; not yet looked into any further.
 
     Raises:
         JobError: the source may not be read, cannot be read, or is too large. The text is one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import tempfile
 from collections.abc import Iterator
 
 import redis
@@ -52,6 +53,24 @@ def own_place(settings: Settings) -> Iterator[Settings]:
                 "broker": settings.broker.model_copy(update={"key_prefix": f"{name}:"}),
             }
         )
+
+
+@contextlib.contextmanager
+def own_database(settings: Settings) -> Iterator[str]:
+    """The URL of a fresh database with the tables: in the PostgreSQL that is named, else a file.
+
+    Raises:
+        StoreUnavailableError: the server cannot be reached, or its user may not create databases.
+    """
+    if settings.database_url.startswith("postgresql"):
+        with _own_database(settings, f"captioner_bench_{secrets.token_hex(4)}") as url:
+            upgrade(url)
+            yield url
+        return
+    with tempfile.TemporaryDirectory(prefix="captioner-bench-") as folder:
+        url = f"sqlite:///{folder}/captioner.sqlite3"
+        upgrade(url)
+        yield url
 
 
 @contextlib.contextmanager

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from captioner.sampling.api import Sampler
 from captioner.sampling.inline import InlineSampler, open_plugins
-from captioner.sampling.pool import ChildSampler, open_sampler
+from captioner.sampling.pool import ChildSampler, decoder_count, open_sampler
 
-__all__ = ["ChildSampler", "InlineSampler", "Sampler", "open_plugins", "open_sampler"]
+__all__ = [
+    "ChildSampler",
+    "InlineSampler",
+    "Sampler",
+    "decoder_count",
+    "open_plugins",
+    "open_sampler",
+]

@@ -25,9 +25,10 @@ def open_plugins(settings: PluginSettings, limits: MediaSettings) -> Plugins:
 class InlineSampler:
     """Asks the plugins in the caller's thread; see `Sampler` for the contract."""
 
-    def __init__(self, plugins: Plugins) -> None:
-        """`plugins` include the still image."""
+    def __init__(self, plugins: Plugins, limits: MediaSettings) -> None:
+        """`plugins` include the still image; `limits` are what they are told to keep."""
         self._plugins = plugins
+        self._limits = limits
         # Threads wait for networks by the dozen, but decode only as many as there are cores:
         # each decoded picture may take hundreds of megabytes.
         self._slots = Slots(os.cpu_count() or 1, {})
@@ -51,7 +52,12 @@ class InlineSampler:
         try:
             count = 0
             for frame in self._plugins.stream(
-                "sample_frames", check=check, media=media, request=request, image_size=image_size
+                "sample_frames",
+                check=check,
+                media=media,
+                request=request,
+                image_size=image_size,
+                limits=self._limits,
             ):
                 count += 1
                 yield frame

@@ -31,7 +31,7 @@ class ChildSampler:
             log: how they log, to this process's standard error.
         """
         self._settings = (plugins, limits, log)
-        count = limits.decoders or max(2, os.cpu_count() or 1)
+        count = decoder_count(limits)
         # A video keeps its decoder for long; bulk pictures need no share, as theirs come free.
         self._slots = Slots(count, {Lane.VIDEO: SHARES[Lane.VIDEO]})
         self._lock = threading.Lock()
@@ -78,6 +78,11 @@ class ChildSampler:
         decoder.close()
 
 
+def decoder_count(limits: MediaSettings) -> int:
+    """How many processes decode; 0: none, it is done in the worker's threads."""
+    return max(2, os.cpu_count() or 1) if limits.decoders is None else limits.decoders
+
+
 def open_sampler(settings: Settings, plugins: Plugins) -> Sampler:
     """The sampler these settings ask for.
 
@@ -86,5 +91,5 @@ def open_sampler(settings: Settings, plugins: Plugins) -> Sampler:
         plugins: of this process, for decoding in its threads.
     """
     if settings.media.decoders == 0:
-        return InlineSampler(plugins)
+        return InlineSampler(plugins, settings.media)
     return ChildSampler(settings.plugins, settings.media, settings.log)

@@ -39,7 +39,7 @@ def run_decoder(
     os.dup2(null, 1)
     os.dup2(null, 2)
     # Before logging is set up: the worker itself has told of plugins that do not load.
-    sampler = InlineSampler(open_plugins(plugins, limits))
+    sampler = InlineSampler(open_plugins(plugins, limits), limits)
     configure_logging(log, log_stream)
     try:
         _serve(connection, sampler, limits)

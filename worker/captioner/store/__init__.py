@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from captioner.store.combined import CombinedStore
+from captioner.store.endpoints import WebhookEndpoint
 from captioner.store.opening import SchemaStatus, open_store, schema_status, upgrade_schema
 from captioner.store.queries import Cursor
 from captioner.store.repository import Store
@@ -18,6 +19,7 @@ __all__ = [
     "SchemaStatus",
     "Store",
     "Submission",
+    "WebhookEndpoint",
     "create_store_engine",
     "current",
     "engine_from_settings",

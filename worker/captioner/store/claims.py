@@ -26,7 +26,7 @@ def claim(
     """
     dialect = connection.dialect.name
     parameters = {"ids": id_list(dialect, ids), "claimant": owner, "now": now}
-    return list(connection.execute(_claim_statement(dialect), parameters))
+    return list(connection.execute(_claim_statement(dialect), parameters).all())
 
 
 @functools.cache

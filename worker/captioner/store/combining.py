@@ -25,6 +25,7 @@ class Combiner(Generic[Item, Result]):
         linger_seconds: float,
         expects: Callable[[], bool],
         at_fault: Callable[[BaseException], bool],
+        enough: Callable[[Item], bool] = lambda _: False,
         most: int = 256,
     ) -> None:
         """What is combined, and how long it is waited for.
@@ -34,12 +35,14 @@ class Combiner(Generic[Item, Result]):
             linger_seconds: how long the first caller waits for others, when there are any.
             expects: whether others may call soon; not asked for long, nor under a lock.
             at_fault: whether an error may be the fault of one item; then each is tried alone.
+            enough: whether an item is worth a call of its own, and is not to wait for others.
             most: items handled together at most.
         """
         self._run = run
         self._linger_seconds = linger_seconds
         self._expects = expects
         self._at_fault = at_fault
+        self._enough = enough
         self._most = most
         self._lock = threading.Lock()
         self._waiting: list[_Call[Item, Result]] = []
@@ -60,7 +63,8 @@ class Combiner(Generic[Item, Result]):
         return cast(Result, call.result)
 
     def _lead(self, first: _Call[Item, Result]) -> None:
-        self._linger(first.arrived_at + self._linger_seconds)
+        if not self._enough(first.item):
+            self._linger(first.arrived_at + self._linger_seconds)
         with self._lock:
             calls, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
         try:

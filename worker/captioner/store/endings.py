@@ -10,7 +10,7 @@ from sqlalchemy import CTE, ColumnElement, Connection, insert, select, update
 
 from captioner.domain import JobFailure, JobState
 from captioner.errors import ErrorCode
-from captioner.events import EVENT_TYPES
+from captioner.events import event_type
 from captioner.store.models import EventRow, JobRow, in_state
 from captioner.store.statements import among, locked
 
@@ -63,7 +63,7 @@ def end(
             error_message=failure and failure.message,
             error_retryable=failure and failure.retryable,
         )
-        .returning(JobRow.id, JobRow.attempt)
+        .returning(JobRow.id, JobRow.attempt, JobRow.lane)
     )
     ended = connection.execute(statement).all()
     if ended:
@@ -72,7 +72,7 @@ def end(
             [
                 {
                     "job_id": row.id,
-                    "type": EVENT_TYPES[state],
+                    "type": event_type(state, row.lane),
                     "state": state,
                     "attempt": row.attempt,
                     "occurred_at": now,

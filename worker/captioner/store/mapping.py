@@ -22,7 +22,7 @@ from captioner.domain import (
     Source,
 )
 from captioner.errors import ErrorCode, InvalidRequestError
-from captioner.options import GenerationOptions
+from captioner.options import options_from_mapping, options_mapping
 from captioner.store.models import CaptionRow
 
 #: Longest error message kept, in characters.
@@ -32,6 +32,9 @@ _MODEL_FIELDS = frozenset(field.name for field in dataclasses.fields(ModelInfo))
 CAPTION_FIELDS = tuple(
     column.key for column in CaptionRow.__table__.columns if column.key != "job_id"
 )
+
+
+_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, sort_keys=True).encode
 
 
 def canonical_json(value: object) -> str:
@@ -44,7 +47,7 @@ def canonical_json(value: object) -> str:
         ValueError: `value` is no JSON, or holds one of these.
     """
     try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False, sort_keys=True)
+        text = _encode(value)
         text.encode()
     except UnicodeEncodeError:
         raise ValueError("text that is not valid Unicode") from None
@@ -62,7 +65,8 @@ def job_values(request: CaptionRequest, *, created_at: datetime) -> dict[str, An
     Raises:
         InvalidRequestError: the request holds what cannot be stored.
     """
-    options, metadata = request.options.as_mapping(), dict(request.metadata)
+    options = options_mapping(request.options, request.alt_text, request.video)
+    metadata = dict(request.metadata)
     for name, value in (
         ("source", request.source.uri),
         ("client_key", request.client_key),
@@ -84,6 +88,7 @@ def job_values(request: CaptionRequest, *, created_at: datetime) -> dict[str, An
         "client_key": request.client_key,
         "fingerprint": fingerprint(request),
         "deadline_at": request.deadline_at,
+        "webhook_url": request.webhook_url,
         "attempt": 0,
         "retries": 0,
         "losses": 0,
@@ -97,9 +102,10 @@ def fingerprint(request: CaptionRequest) -> str:
     """SHA-256 of what makes two requests the same: source and options.
 
     Not the deadline: a client that submits again after an error computes a new one, and means the
-    same job. That of the first submission holds.
+    same job. That of the first submission holds, and so does its webhook URL.
     """
-    asked = canonical_json([request.source.uri, request.options.as_mapping()])
+    options = options_mapping(request.options, request.alt_text, request.video)
+    asked = canonical_json([request.source.uri, options])
     return hashlib.sha256(asked.encode()).hexdigest()
 
 
@@ -109,15 +115,19 @@ def job_from_row(row: Row[Any], captions: Sequence[Caption] = ()) -> Job:
     Raises:
         InvalidRequestError: another version wrote options or a source that this one refuses.
     """
+    options, alt_text, video = options_from_mapping(row.options)
     return Job(
         id=row.id,
         state=row.state,
         source=Source(row.source),
-        options=GenerationOptions.from_mapping(row.options),
+        options=options,
+        alt_text=alt_text,
+        video=video,
         client_key=row.client_key,
         metadata=row.metadata,
         lane=row.lane,
         deadline_at=row.deadline_at,
+        webhook_url=row.webhook_url,
         attempt=row.attempt,
         retries=row.retries,
         crashes=row.crashes,
@@ -141,10 +151,13 @@ def new_job(request: CaptionRequest, created_at: datetime) -> Job:
         state=JobState.QUEUED,
         source=request.source,
         options=request.options,
+        alt_text=request.alt_text,
+        video=request.video,
         client_key=request.client_key,
         metadata=dict(request.metadata),
         lane=request.lane,
         deadline_at=request.deadline_at,
+        webhook_url=request.webhook_url,
         attempt=0,
         retries=0,
         crashes=0,

@@ -17,17 +17,20 @@ from sqlalchemy import (
     MetaData,
     String,
     Text,
+    UniqueConstraint,
     Uuid,
     and_,
     bindparam,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from captioner.domain import MAX_CLIENT_KEY_CHARACTERS, JobState, Lane
+from captioner.domain import MAX_CLIENT_KEY_CHARACTERS, EndpointState, JobState, Lane
+from captioner.events import MAX_TARGET_CHARACTERS, DeliveryState
 from captioner.store.columns import Json, UtcDateTime, enum_by_value
 
 #: Longest id of a worker or of a lease's holder.
 MAX_OWNER_CHARACTERS = 255
+MAX_PLUGIN_CHARACTERS = 255
 
 
 class Base(DeclarativeBase):
@@ -70,6 +73,8 @@ class JobRow(Base):
     #: The client's; `metadata` is a reserved word of declarative classes.
     client_metadata: Mapped[dict[str, Any]] = mapped_column("metadata")
     client_key: Mapped[str | None] = mapped_column(String(MAX_CLIENT_KEY_CHARACTERS), unique=True)
+    #: In full, and it may hold a secret: never shown but redacted.
+    webhook_url: Mapped[str | None]
     #: SHA-256 of source and options: tells a repeated request from another under the same key.
     fingerprint: Mapped[str] = mapped_column(String(64))
     #: Not claimed any more from then on.
@@ -140,6 +145,92 @@ class EventRow(Base):
     expanded_at: Mapped[datetime | None]
 
 
+class DeliveryRow(Base):
+    """An event on its way to one target of one plugin."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (UniqueConstraint("event_id", "plugin", "target"),)
+
+    id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"), primary_key=True
+    )
+    event_id: Mapped[int] = mapped_column(ForeignKey("events.id", ondelete="CASCADE"))
+    plugin: Mapped[str] = mapped_column(String(MAX_PLUGIN_CHARACTERS))
+    #: The plugin's own name for it; NULL: it could not say, and is to be asked for its targets.
+    target: Mapped[str | None] = mapped_column(String(MAX_TARGET_CHARACTERS))
+    state: Mapped[DeliveryState] = mapped_column(enum_by_value(DeliveryState, "state"))
+    #: Attempts that ended, since it was last asked for.
+    attempts: Mapped[int]
+    #: Not tried before this.
+    due_at: Mapped[datetime]
+    #: Who tries it, and until when nobody else may.
+    lease_owner: Mapped[str | None] = mapped_column(String(MAX_OWNER_CHARACTERS))
+    lease_expires_at: Mapped[datetime | None]
+    last_status: Mapped[int | None]
+    last_error: Mapped[str | None]
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+
+
+class DeliveryAttemptRow(Base):
+    """One attempt of a delivery, as it ended."""
+
+    __tablename__ = "delivery_attempts"
+
+    delivery_id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"),
+        ForeignKey("deliveries.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    )
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    started_at: Mapped[datetime]
+    duration_seconds: Mapped[float]
+    #: Such as the HTTP status, when there was an answer.
+    status: Mapped[int | None]
+    error: Mapped[str | None]
+    #: The beginning of the answer.
+    excerpt: Mapped[str | None]
+
+
+class EndpointRow(Base):
+    """A registered receiver of webhooks."""
+
+    __tablename__ = "webhook_endpoints"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    #: In full, and it may hold a secret: never shown.
+    url: Mapped[str]
+    #: As it may be shown and logged.
+    url_display: Mapped[str]
+    description: Mapped[str]
+    #: Which events it wants; empty: all.
+    event_types: Mapped[list[str]]
+    #: Encrypted.
+    secret: Mapped[str]
+    #: Encrypted; signs too until then, so that a receiver can change over.
+    previous_secret: Mapped[str | None]
+    previous_secret_expires_at: Mapped[datetime | None]
+    state: Mapped[EndpointState] = mapped_column(enum_by_value(EndpointState, "state"))
+    disabled_reason: Mapped[str | None]
+    #: The first of the failures since something was delivered to it last.
+    failing_since: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class PluginErrorRow(Base):
+    """How often one hook of one plugin failed, and how it did last."""
+
+    __tablename__ = "plugin_errors"
+
+    plugin: Mapped[str] = mapped_column(String(MAX_PLUGIN_CHARACTERS), primary_key=True)
+    hook: Mapped[str] = mapped_column(String(40), primary_key=True)
+    errors: Mapped[int] = mapped_column(BigInteger())
+    last_error: Mapped[str]
+    last_at: Mapped[datetime]
+
+
 class WorkerRow(Base):
     """One worker process; its heartbeat is the lease of every job it owns."""
 
@@ -167,6 +258,12 @@ def in_state(state: JobState) -> ColumnElement[bool]:
     """`jobs.state = '…'` with the value in the text: a parameter would hide the partial index."""
     value = bindparam(None, state, type_=JobRow.state.type, unique=True, literal_execute=True)
     return JobRow.state == value
+
+
+def delivery_in_state(state: DeliveryState) -> ColumnElement[bool]:
+    """`deliveries.state = '…'`, as `in_state` for jobs."""
+    value = bindparam(None, state, type_=DeliveryRow.state.type, unique=True, literal_execute=True)
+    return DeliveryRow.state == value
 
 
 def _partial(name: str, *columns: Any, where: ColumnElement[bool]) -> None:
@@ -216,3 +313,16 @@ _partial(
 # What has ended, oldest first.
 _partial("ix_jobs_finished_at", JobRow.finished_at, where=JobRow.finished_at.is_not(None))
 _partial("ix_events_unexpanded", EventRow.id, where=EventRow.expanded_at.is_(None))
+# Deliveries to be made, the longest due first; with all that tells whether a target can take one
+# now, so that the backlog of a dead receiver is passed over in the index alone.
+_partial(
+    "ix_deliveries_pending",
+    DeliveryRow.state,
+    DeliveryRow.due_at,
+    DeliveryRow.id,
+    DeliveryRow.plugin,
+    DeliveryRow.target,
+    where=delivery_in_state(DeliveryState.PENDING),
+)
+# One state newest first.
+Index("ix_deliveries_state_id", DeliveryRow.state, DeliveryRow.id)

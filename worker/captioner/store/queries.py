@@ -75,3 +75,12 @@ def count_by_state(connection: Connection) -> dict[JobState, int]:
     """How many jobs are in each state; all states are there."""
     query = select(JobRow.state, func.count()).group_by(JobRow.state)
     return dict.fromkeys(JobState, 0) | dict(connection.execute(query).all())
+
+
+def count_unfinished(connection: Connection, most: int) -> dict[JobState, int]:
+    """How many jobs are queued and processing, each counted up to `most`."""
+    counts = {}
+    for state in (JobState.QUEUED, JobState.PROCESSING):
+        some = select(JobRow.id).where(in_state(state)).limit(most).subquery()
+        counts[state] = connection.scalars(select(func.count()).select_from(some)).one()
+    return counts

@@ -21,10 +21,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from captioner.domain import JobState, Outcome
+from captioner.events import event_type
 from captioner.store.columns import UtcDateTime
 from captioner.store.mapping import CAPTION_FIELDS
 from captioner.store.models import CaptionRow, EventRow, JobRow, in_state
-from captioner.store.statements import locked, recordset
+from captioner.store.statements import event_type_of, locked, recordset
 
 #: Columns of `jobs` that an outcome sets from its own values.
 _RESULT_FIELDS = ("error_code", "error_message", "error_retryable", "model", "timings")
@@ -36,6 +37,9 @@ class Prepared(NamedTuple):
     outcome: Outcome
     job: dict[str, Any]
     captions: list[dict[str, Any]]
+    #: The same as JSON texts, captions separated by commas and each with its job and attempt.
+    job_json: str
+    captions_json: str
 
 
 def write_one(connection: Connection, one: Prepared, now: datetime) -> bool:
@@ -46,8 +50,9 @@ def write_one(connection: Connection, one: Prepared, now: datetime) -> bool:
         JobRow.attempt == one.outcome.attempt,
     )
     values = {name: one.job[name] for name in _RESULT_FIELDS}
-    changed = connection.execute(guarded.values(state=one.outcome.state, finished_at=now, **values))
-    if not changed.rowcount:
+    changed = guarded.values(state=one.outcome.state, finished_at=now, **values)
+    lane = connection.scalar(changed.returning(JobRow.lane))
+    if lane is None:
         return False
     if one.captions:
         connection.execute(
@@ -57,7 +62,7 @@ def write_one(connection: Connection, one: Prepared, now: datetime) -> bool:
     connection.execute(
         insert(EventRow).values(
             job_id=one.outcome.job_id,
-            type=one.job["event_type"],
+            type=event_type(one.outcome.state, lane),
             state=one.outcome.state,
             attempt=one.outcome.attempt,
             occurred_at=now,
@@ -71,15 +76,13 @@ def write_combined(
     connection: Connection, prepared: Sequence[Prepared], now: datetime
 ) -> set[UUID]:
     """One statement and one commit for all of them; the ids of those that passed the guard."""
-    outcomes = [{"job_id": str(one.outcome.job_id), **one.job} for one in prepared]
-    captions = [
-        {"job_id": str(one.outcome.job_id), "attempt": one.outcome.attempt, **caption}
-        for one in prepared
-        for caption in one.captions
-    ]
-    ids = [one.outcome.job_id for one in prepared]
-    parameters = {"ids": ids, "outcomes": outcomes, "captions": captions, "now": now}
-    return set(connection.scalars(_combined_statement(), parameters))
+    parameters = {
+        "ids": [one.outcome.job_id for one in prepared],
+        "outcomes": f"[{','.join(one.job_json for one in prepared)}]",
+        "captions": f"[{','.join(one.captions_json for one in prepared if one.captions)}]",
+        "now": now,
+    }
+    return set(connection.scalars(_combined_statement(), parameters).all())
 
 
 @functools.cache
@@ -95,7 +98,6 @@ def _combined_statement() -> Select[UUID]:
         attempt=jobs["attempt"],
         state=jobs["state"],
         **{name: jobs[name] for name in _RESULT_FIELDS},
-        event_type=EventRow.__table__.columns["type"],
         event_data=EventRow.__table__.columns["data"],
     )
     caption = recordset(
@@ -118,9 +120,7 @@ def _combined_statement() -> Select[UUID]:
             finished_at=now,
             **{name: outcome.c[name] for name in _RESULT_FIELDS},
         )
-        .returning(
-            JobRow.id, JobRow.attempt, outcome.c.state, outcome.c.event_type, outcome.c.event_data
-        )
+        .returning(JobRow.id, JobRow.attempt, JobRow.lane, outcome.c.state, outcome.c.event_data)
         .cte("recorded")
     )
     captions = insert(CaptionRow).from_select(
@@ -134,7 +134,7 @@ def _combined_statement() -> Select[UUID]:
         ["job_id", "type", "state", "attempt", "occurred_at", "data"],
         select(
             recorded.c.id,
-            recorded.c.event_type,
+            event_type_of(recorded.c.state, recorded.c.lane),
             recorded.c.state,
             recorded.c.attempt,
             now,

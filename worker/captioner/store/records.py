@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from captioner.domain import JobFailure, JobState, Outcome
+from captioner.domain import JobFailure, JobState, ModelInfo, Outcome
 from captioner.errors import ErrorCode, describe
-from captioner.events import EVENT_TYPES
 from captioner.store.mapping import canonical_json, caption_values, clean_message
 from captioner.store.record_statements import Prepared, write_combined, write_one
 from captioner.store.transactions import Database, is_row_problem
@@ -76,18 +77,25 @@ def _prepare(outcome: Outcome) -> Prepared:
     succeeded = outcome.state is JobState.SUCCEEDED
     captions = [caption_values(one) for one in outcome.captions] if succeeded else []
     job = {
+        "job_id": str(outcome.job_id),
         "attempt": outcome.attempt,
         "state": outcome.state,
         "error_code": failure and failure.code,
         "error_message": failure and clean_message(failure.message),
         "error_retryable": failure and failure.retryable,
-        "model": outcome.model and dataclasses.asdict(outcome.model),
+        "model": outcome.model and _stamp(outcome.model),
         "timings": timings,
-        "event_type": EVENT_TYPES[outcome.state],
         "event_data": {"error_code": failure and failure.code, "timings": timings},
     }
-    canonical_json([job, captions])
-    return Prepared(outcome, job, captions)
+    key = {"job_id": job["job_id"], "attempt": outcome.attempt}
+    lines = canonical_json([{**key, **caption} for caption in captions])
+    return Prepared(outcome, job, captions, canonical_json(job), lines[1:-1])
+
+
+@functools.lru_cache(maxsize=16)
+def _stamp(model: ModelInfo) -> dict[str, Any]:
+    """The same for all results of a worker; not to be changed."""
+    return dataclasses.asdict(model)
 
 
 def _write(database: Database, prepared: Sequence[Prepared], now: datetime) -> set[UUID]:

@@ -10,6 +10,8 @@ from uuid import UUID
 from captioner.domain import CaptionRequest, Job, JobFailure, JobState, Outcome, Requeue
 from captioner.errors import InvalidRequestError, JobNotFoundError
 from captioner.store import claims, endings, queries, records, submissions
+from captioner.store.deliveries import Deliveries
+from captioner.store.endpoints import Endpoints
 from captioner.store.mapping import job_from_row
 from captioner.store.queries import Cursor
 from captioner.store.requeues import requeue
@@ -18,7 +20,7 @@ from captioner.store.transactions import or_now
 from captioner.store.upkeep import Upkeep
 
 
-class Store(Upkeep):
+class Store(Deliveries, Endpoints, Upkeep):
     """Jobs, captions, events, workers and leases in SQL. Thread-safe; a context manager.
 
     Every method is one short transaction; `record` and `expire_workers` can be a few. `now` is the
@@ -84,6 +86,11 @@ class Store(Upkeep):
         """How many jobs are in each state; every state is there."""
         with self._database.reading() as connection:
             return queries.count_by_state(connection)
+
+    def count_unfinished(self, most: int) -> dict[JobState, int]:
+        """How many jobs are queued and processing, each counted up to `most`: a cheap look."""
+        with self._database.reading() as connection:
+            return queries.count_unfinished(connection, most)
 
     # Working
 

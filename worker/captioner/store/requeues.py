@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -35,7 +36,8 @@ def requeue(database: Database, requeues: Sequence[Requeue]) -> set[UUID]:
         return set()
     if database.combines:
         with database.statement() as connection:
-            parameters = {"ids": [one.job_id for one in requeues], "again": _rows(requeues)}
+            ids, again = [one.job_id for one in requeues], json.dumps(_rows(requeues))
+            parameters = {"ids": ids, "again": again}
             return set(connection.scalars(_combined_statement(), parameters))
     with database.transaction() as connection:
         return {one.job_id for one in requeues if _write_one(connection, one)}

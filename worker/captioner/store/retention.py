@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, exists, or_, select
 
-from captioner.store.models import JobRow
+from captioner.events import DeliveryState
+from captioner.store.models import DeliveryRow, EventRow, JobRow, delivery_in_state
 from captioner.store.statements import changed, locked
 
 
 def delete_finished(connection: Connection, finished_before: datetime, limit: int) -> int:
     """Delete jobs that ended before then, oldest first, with their captions and events; how many.
 
-    Nobody reads the outbox yet. Once deliveries do, a job has to stay until its event is expanded:
-    one more condition of `old`.
+    A job stays until its event is expanded, and until all its deliveries are made or given up.
     """
+    pending = exists().where(
+        DeliveryRow.event_id == EventRow.id, delivery_in_state(DeliveryState.PENDING)
+    )
+    awaited = exists().where(
+        EventRow.job_id == JobRow.id, or_(EventRow.expanded_at.is_(None), pending)
+    )
     old = (
         select(JobRow.id)
-        .where(JobRow.finished_at < finished_before)
+        .where(JobRow.finished_at < finished_before, ~awaited)
         .order_by(JobRow.finished_at)
         .limit(limit)
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy import exc as sa_exc
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from captioner.errors import SettingsError, StoreUnavailableError
 
@@ -21,7 +22,17 @@ UPGRADE_COMMAND = "captioner db upgrade"
 #: RETURNING came with this one.
 _OLDEST_SQLITE = (3, 35, 0)
 #: Unless the URL's query says otherwise; a host that does not answer is given up after 10 s.
-_POSTGRESQL_ARGUMENTS = {"connect_timeout": 10, "application_name": "captioner"}
+#: One that falls silent is given up after a minute, not after the system's two hours.
+_POSTGRESQL_ARGUMENTS = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+    "application_name": "captioner",
+}
+#: A connection that answered so recently is taken for alive: to ask it takes as long as a claim.
+FRESH_SECONDS = 1.0
 
 
 def engine_from_settings(settings: Settings) -> Engine:
@@ -78,10 +89,10 @@ def create_store_engine(
             )
             _configure_sqlite(engine, busy_timeout_seconds)
             return engine
-        return create_engine(
+        engine = create_engine(
             parsed,
-            pool_pre_ping=True,
             pool_size=pool_size,
+            pool_use_lifo=True,
             # Threads wait for one another: an operator can count on the number of connections.
             max_overflow=0,
             connect_args={
@@ -98,6 +109,8 @@ def create_store_engine(
         ) from error
     except sa_exc.ArgumentError as error:
         raise SettingsError(f"{URL_SETTING} names {parsed.drivername}, which is unknown") from error
+    _ask_idle_connections(engine)
+    return engine
 
 
 def display_url(url: URL) -> str:
@@ -126,6 +139,27 @@ def _parse(url: str | URL) -> URL:
             f"{'.'.join(map(str, _OLDEST_SQLITE))} or newer is needed"
         )
     return parsed
+
+
+def _ask_idle_connections(engine: Engine) -> None:
+    """Replace connections that a server or a firewall has closed while nobody used them.
+
+    SQLAlchemy's own `pool_pre_ping` asks before every use.
+    """
+
+    @event.listens_for(engine, "checkin")
+    def note(_connection: object, record: ConnectionPoolEntry) -> None:
+        record.info["used_at"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def ask(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+        used_at = record.info.get("used_at")
+        if used_at is None or time.monotonic() - used_at < FRESH_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise sa_exc.DisconnectionError(str(error)) from error
 
 
 def _configure_sqlite(engine: Engine, busy_timeout_seconds: float) -> None:

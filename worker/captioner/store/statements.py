@@ -8,24 +8,30 @@ from uuid import UUID
 
 from sqlalchemy import (
     CTE,
+    BigInteger,
     BindParameter,
     ColumnElement,
     Connection,
     String,
     TableValuedAlias,
+    Text,
     UpdateBase,
     Uuid,
     any_,
     bindparam,
+    case,
+    cast,
     func,
     literal,
     select,
+    type_coerce,
 )
 from sqlalchemy import column as sql_column
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.types import TypeEngine
 
+from captioner.domain import JobState, Lane
 from captioner.store.columns import Json
 from captioner.store.models import Base, JobRow
 
@@ -63,12 +69,12 @@ def _id_list_type(dialect: str) -> TypeEngine[Any]:
 
 
 def recordset(parameter: str, **columns: ColumnElement[Any]) -> TableValuedAlias:
-    """A JSON parameter as rows: `job_id`, and columns typed like those they are written to.
+    """A JSON array in a text as rows: `job_id`, and columns typed like those they are written to.
 
     For PostgreSQL, where one statement writes many rows and more than one table.
     """
     typed = (sql_column(name, like.type) for name, like in columns.items())
-    rows = func.jsonb_to_recordset(bindparam(parameter, type_=postgresql.JSONB()))
+    rows = func.jsonb_to_recordset(cast(bindparam(parameter, type_=Text()), postgresql.JSONB()))
     return rows.table_valued(sql_column("job_id", Uuid()), *typed).render_derived(
         name=parameter, with_types=True
     )
@@ -81,6 +87,22 @@ def among_texts(
     if connection.dialect.name == "postgresql":
         return column == any_(literal(list(texts), postgresql.ARRAY(String())))
     members = func.json_each(literal(list(texts), Json)).table_valued("value")
+    return column.in_(select(members.c.value))
+
+
+def event_type_of(state: ColumnElement[JobState], lane: ColumnElement[Lane]) -> ColumnElement[str]:
+    """`captioner.events.event_type`, in SQL."""
+    kind = case((lane == Lane.VIDEO, "video."), else_="caption.")
+    return kind.concat(type_coerce(state, String()))
+
+
+def among_numbers(
+    connection: Connection, column: InstrumentedAttribute[int], numbers: Collection[int]
+) -> ColumnElement[bool]:
+    """`column` is one of `numbers`."""
+    if connection.dialect.name == "postgresql":
+        return column == any_(literal(list(numbers), postgresql.ARRAY(BigInteger())))
+    members = func.json_each(literal(list(numbers), Json)).table_valued("value")
     return column.in_(select(members.c.value))
 
 

@@ -11,7 +11,8 @@ from uuid import UUID
 from sqlalchemy import Engine
 
 from captioner.domain import Lane
-from captioner.store import dispatches, endings, owners, retention, workers
+from captioner.plugin_errors import PluginErrorCount
+from captioner.store import dispatches, endings, owners, plugin_errors, retention, workers
 from captioner.store.transactions import Database, or_now
 
 
@@ -149,6 +150,20 @@ class Upkeep:
         """
         with self._database.reading() as connection:
             return dispatches.oldest_dispatches(connection, lane, before, limit)
+
+    # Plugins
+
+    def count_plugin_errors(self, counts: Sequence[PluginErrorCount]) -> None:
+        """Add what this process counted to what all processes did."""
+        if not counts:
+            return
+        with self._database.statement() as connection:
+            plugin_errors.count_plugin_errors(connection, counts)
+
+    def plugin_errors(self) -> list[PluginErrorCount]:
+        """What was counted, by plugin and hook."""
+        with self._database.reading() as connection:
+            return plugin_errors.plugin_errors(connection)
 
     # Ends
 

@@ -1,15 +1,11 @@
-"""For tests of captioner and of its plugins: a model that needs no weights.
-
-Fakes stand in for the model alone; databases, brokers and workers are real in every test.
-"""
+"""Models that need no weights."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,8 +16,6 @@ from captioner.options import GenerationOptions
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from captioner.plugins import Plugins
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +126,3 @@ def load_faulty_model(
     return FaultyCaptionModel(
         image_size, seconds_per_batch=seconds_per_batch, leak_bytes=leak_bytes
     )
-
-
-@contextmanager
-def registered_plugin(plugins: Plugins, plugin: object, name: str = "test") -> Iterator[None]:
-    """Have a plugin registered inside the block only."""
-    plugins.register(plugin, name)
-    try:
-        yield
-    finally:
-        plugins.unregister(name)

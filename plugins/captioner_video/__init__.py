@@ -1,0 +1,84 @@
+"""Videos: frames in time, captioned one by one and told as segments.
+
+Only the first bytes say what is a video. An animated GIF is a still picture, its first, unless the
+request has options of videos; other animations (WebP, AVIF) always are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from captioner import (
+    PREFIX_BYTES,
+    Caption,
+    CaptionRequest,
+    ErrorCode,
+    Frame,
+    FrameCaptions,
+    JobError,
+    Media,
+    VideoOptions,
+    find_container,
+    hookimpl,
+)
+
+if TYPE_CHECKING:
+    from captioner import MediaSettings
+
+
+@hookimpl
+def sample_frames(
+    media: Media, request: CaptionRequest, image_size: int, limits: MediaSettings
+) -> Iterable[Frame] | None:
+    """The frames that the request's options ask for; None for what is no video."""
+    demuxer = _demuxer_of(media, request.video)
+    if demuxer is None:
+        return None
+    if request.video.mode != "per_frame":
+        raise JobError(
+            ErrorCode.INVALID_REQUEST, f"video.mode {request.video.mode} is not available yet"
+        )
+    try:
+        import av  # noqa: F401  # only to see whether it is there
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError)
+        remedy = "on the worker run: pip install 'captioner[video]'" if missing else str(error)
+        raise JobError(
+            ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+            f"{media.name}: it is a video, and videos need PyAV; {remedy}",
+        ) from error
+    # Not before: who only lists plugins, or decodes pictures, need not load FFmpeg.
+    from captioner_video.sampling import frames_of
+
+    return frames_of(media, demuxer, request.video, image_size, limits)
+
+
+@hookimpl
+def combine_captions(
+    frames: Sequence[FrameCaptions], request: CaptionRequest
+) -> Sequence[Caption] | None:
+    """One caption of all, and one of each segment; None for a still image."""
+    if frames[0].time_seconds is None:
+        return None
+    from captioner_video.segments import combine
+
+    return combine(frames, begins_at_frames=request.video.strategy == "keyframes")
+
+
+def _demuxer_of(media: Media, options: VideoOptions) -> str | None:
+    try:
+        # Not blocking: should a FIFO have taken the file's place, nobody waits for its writer.
+        descriptor = os.open(media.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None  # who reads it next says why it cannot
+    try:
+        head = os.read(descriptor, PREFIX_BYTES)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    if head[:6] in (b"GIF87a", b"GIF89a"):
+        return "gif" if options != VideoOptions() else None
+    return find_container(head)

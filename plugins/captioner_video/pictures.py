@@ -1,0 +1,106 @@
+"""From a decoded frame to an upright 8-bit RGB picture, as a player would show it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from av.video.reformatter import Colorspace, ColorTrc
+from PIL import Image
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+    from numpy.typing import NDArray
+
+#: Untagged pictures of so many lines are BT.709, as players have it; smaller ones BT.601.
+HD_LINES = 720
+#: What paper white is in HDR, in candela a square metre (ITU-R BT.2408); it becomes SDR's white.
+WHITE_NITS = 203.0
+#: Up to this part of paper white light stays as it is; what is brighter nears 1.
+KNEE = 0.75
+
+_UNTAGGED = 2
+_HDR_SIDE = 1_024
+_BT2020_TO_BT709 = np.array(
+    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]],
+    np.float32,
+)
+_TURNS = {
+    90: Image.Transpose.ROTATE_90,
+    180: Image.Transpose.ROTATE_180,
+    270: Image.Transpose.ROTATE_270,
+}
+
+
+def upright_picture(frame: VideoFrame) -> Image.Image:
+    """The frame as mode RGB, turned as its container says, transparency composited on white.
+
+    HDR (PQ, HLG) is mapped to what an SDR screen shows: paper white is nearly white, what is
+    brighter is compressed. The aspect ratio of pixels is not followed: frames are squared anyway.
+    """
+    if frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67):
+        picture = Image.fromarray(_from_hdr(frame))
+    elif any(component.is_alpha for component in frame.format.components):
+        rgba = Image.fromarray(_reformatted(frame, "rgba"))
+        picture = Image.new("RGB", rgba.size, "white")
+        picture.paste(rgba, mask=rgba.getchannel("A"))
+    else:
+        picture = Image.fromarray(_reformatted(frame, "rgb24"))
+    # FFmpeg's angles are counterclockwise, as Pillow's are.
+    turn = _TURNS.get(frame.rotation % 360)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _reformatted(frame: VideoFrame, pixel_format: str) -> NDArray[np.uint8]:
+    """`[height, width, channels]`; deeper samples are rounded to 8 bits."""
+    colorspace = None
+    if frame.colorspace == _UNTAGGED and frame.height >= HD_LINES:
+        colorspace = Colorspace.ITU709
+    rgb = frame.reformat(format=pixel_format, src_colorspace=colorspace, threads=1)
+    return rgb.to_ndarray().astype(np.uint8, copy=False)
+
+
+def _from_hdr(frame: VideoFrame) -> NDArray[np.uint8]:
+    """Scaled down first: the arithmetic is in floats."""
+    scale = min(1.0, _HDR_SIDE / max(frame.width, frame.height))
+    rgb = frame.reformat(
+        width=max(1, round(frame.width * scale)),
+        height=max(1, round(frame.height * scale)),
+        format="rgb48le",
+        threads=1,
+    ).to_ndarray()
+    is_pq = frame.color_trc == ColorTrc.SMPTE2084
+    codes = np.linspace(0, 1, 2**16, dtype=np.float32)
+    light = (_pq_nits(codes) if is_pq else _hlg_nits(codes)) / np.float32(WHITE_NITS)
+    linear = np.asarray(light[rgb] @ _BT2020_TO_BT709.T, np.float32)
+    return np.rint(_srgb(_compressed(linear)) * 255).astype(np.uint8)
+
+
+def _pq_nits(codes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """SMPTE ST 2084."""
+    power = codes ** np.float32(1 / 78.84375)
+    light = np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)
+    return np.asarray(10_000 * light ** (1 / 0.1593017578125), np.float32)
+
+
+def _hlg_nits(codes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """ARIB STD-B67, on a screen of 1,000 candela; its gamma taken for each channel alone."""
+    bright = (np.exp((codes - 0.55991073) / 0.17883277) + 0.28466892) / 12
+    scene = np.where(codes <= 0.5, codes**2 / 3, bright)
+    return np.asarray(1_000 * scene**1.2, np.float32)
+
+
+def _compressed(light: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Light of which 1 is paper white, bent so that lights and reflections fit below 1, too."""
+    light = np.maximum(light, 0)
+    room = 1 - KNEE
+    bent = KNEE + room * (1 - np.exp((KNEE - light) / room))
+    return np.asarray(np.where(light <= KNEE, light, bent), np.float32)
+
+
+def _srgb(linear: NDArray[np.float32]) -> NDArray[np.float32]:
+    low = linear * 12.92
+    return np.asarray(
+        np.where(linear <= 0.0031308, low, 1.055 * np.maximum(linear, 1e-6) ** (1 / 2.4) - 0.055),
+        np.float32,
+    )

@@ -1,0 +1,151 @@
+"""Webhooks: tells receivers how jobs ended.
+
+Receivers are the endpoints of `captioner webhooks`, and whoever a job names in its `webhook_url`.
+Deliveries, their retries and their log are captioner's; this is addressing, signing and posting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from captioner import DeliveryError, Event, Job, Receipt, hookimpl
+from captioner.webhooks import (
+    GONE,
+    JOBS_ENDPOINT_ID,
+    EndpointNotFoundError,
+    EndpointState,
+    Settings,
+    SettingsError,
+    Store,
+    WebhookEndpoint,
+    endpoint_target,
+    jobs_endpoint,
+    load_settings,
+    send,
+    signing_secrets,
+    webhook_body,
+)
+
+__all__ = ["Webhooks", "message_id", "webhooks"]
+
+logger = logging.getLogger(__name__)
+
+#: A target is `endpoint:` and an id, or this and the host of a job's own receiver: never more of a
+#: URL than that, and what is on its way to one host counts together.
+URL = "url:"
+_LONGEST_ORIGIN_CHARACTERS = 200
+
+
+class Webhooks:
+    """The plugin."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """`settings` are read from the environment when none are given, and not before needed."""
+        self._given_settings = settings
+
+    @hookimpl
+    def event_targets(self, event: Event, job: Job, store: Store) -> list[str]:
+        """The enabled endpoints that want such events, and the job's own receiver."""
+        endpoints = store.endpoints()
+        targets = [endpoint_target(one.id) for one in endpoints if _wants(one, event)]
+        disabled = {one.id for one in endpoints if one.state is EndpointState.DISABLED}
+        if job.webhook_url and JOBS_ENDPOINT_ID not in disabled:
+            targets.append(f"{URL}{_origin(job.webhook_url)}")
+        return targets
+
+    @hookimpl
+    def deliver_event(self, event: Event, job: Job, target: str, store: Store) -> Receipt:
+        """Post the event to one receiver."""
+        endpoint = self._endpoint(target, store)
+        if endpoint.state is EndpointState.DISABLED:
+            raise DeliveryError("the endpoint is disabled", permanent=True)
+        own = endpoint.id == JOBS_ENDPOINT_ID
+        url = job.webhook_url if own else endpoint.url
+        if not url:
+            raise DeliveryError("the job has no webhook_url", permanent=True)
+        try:
+            secrets = signing_secrets(endpoint, self._settings())
+        except SettingsError as error:
+            raise DeliveryError(str(error)) from error
+        try:
+            receipt = send(
+                url,
+                secrets=secrets,
+                message_id=message_id(event, target),
+                body=webhook_body(event, job),
+                settings=self._settings(),
+            )
+        except DeliveryError as error:
+            if not own:
+                self._note_failure(endpoint, error, store)
+            raise
+        if endpoint.failing_since:
+            store.endpoint_answered(endpoint.id)
+        return receipt
+
+    def _settings(self) -> Settings:
+        if self._given_settings is None:
+            self._given_settings = load_settings()
+        return self._given_settings
+
+    def _endpoint(self, target: str, store: Store) -> WebhookEndpoint:
+        try:
+            if target.startswith(URL):
+                return jobs_endpoint(store, self._settings())
+            return store.endpoint(UUID(target.rpartition(":")[2]))
+        except EndpointNotFoundError:
+            raise DeliveryError("the endpoint was removed", permanent=True) from None
+        except SettingsError as error:
+            raise DeliveryError(str(error)) from error
+
+    def _note_failure(self, endpoint: WebhookEndpoint, error: DeliveryError, store: Store) -> None:
+        """Disable an endpoint that is gone, or that has failed for long."""
+        days = self._settings().webhooks.disable_after_days
+        since = endpoint.failing_since
+        if error.status == GONE:
+            reason = f"it answered with HTTP status {GONE}: gone"
+        elif since is None:
+            store.endpoint_failed(endpoint.id)
+            return
+        elif days and datetime.now(UTC) - since >= timedelta(days=days):
+            reason = f"every delivery has failed since {since:%Y-%m-%d %H:%M} UTC: {error}"
+        else:
+            return
+        store.disable_endpoint(endpoint.id, reason)
+        logger.warning(
+            "webhook endpoint %s is disabled: %s; to go on: captioner webhooks enable %s",
+            endpoint.id,
+            reason,
+            endpoint.id,
+        )
+
+
+def message_id(event: Event, target: str) -> str:
+    """What a receiver knows a repeated delivery by: one for each event and target, everywhere."""
+    text = f"{event.job_id}/{event.id}/{target}"
+    return f"msg_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def _wants(endpoint: WebhookEndpoint, event: Event) -> bool:
+    return (
+        endpoint.state is EndpointState.ENABLED
+        and endpoint.id != JOBS_ENDPOINT_ID
+        and (not endpoint.event_types or event.type in endpoint.event_types)
+    )
+
+
+def _origin(url: str) -> str:
+    """Scheme, host and port."""
+    parts = urlsplit(url)
+    origin = f"{parts.scheme}://{parts.netloc.lower()}"
+    if len(origin) <= _LONGEST_ORIGIN_CHARACTERS:
+        return origin
+    return hashlib.sha256(origin.encode()).hexdigest()[:32]
+
+
+#: What the entry point names.
+webhooks = Webhooks()

@@ -1,0 +1,183 @@
+"""Workers of the queue `events` die in the middle of deliveries: none is lost."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from captioner.events import DeliveryState
+from captioner.store import Store, create_store_engine
+from deliverers import RECORDER, recorded
+from distributions import install
+from faults.house import House
+from processes import Worker, running_worker, wait_until
+from stored import claimed, success
+
+TARGETS = ("a", "b", "c")
+
+
+@pytest.fixture
+def store(database_url: str, house: House) -> Iterator[Store]:
+    assert house.env["CAPTIONER_DATABASE__URL"] == database_url
+    install(house.folder / "plugins", "recorder", RECORDER)
+    with Store(create_store_engine(database_url)) as store:
+        yield store
+
+
+@contextmanager
+def events_worker(house: House, **settings: str) -> Iterator[Worker]:
+    env = {
+        **house.env,
+        "CAPTIONER_WORKER__QUEUES": "events",
+        "CAPTIONER_PLUGINS__ENABLED": "recorder",
+        "CAPTIONER_EVENTS__LEASE_SECONDS": "3",
+        "RECORDER": str(house.folder),
+        "RECORDER_TARGETS": ",".join(TARGETS),
+        **settings,
+    }
+    with running_worker(house.folder, env) as worker:
+        yield worker
+
+
+def happen(store: Store, count: int) -> set[int]:
+    store.record([success(job) for job in claimed(store, count)])
+    return set(store.unexpanded(100_000))
+
+
+def hold(house: House) -> Path:
+    path = house.folder / "hold"
+    path.touch()
+    return path
+
+
+def states(store: Store) -> dict[DeliveryState, int]:
+    return {state: count for state, count in store.count_deliveries().items() if count}
+
+
+def wait_for_more(house: House, begun: int) -> None:
+    """Until some more have begun than had before."""
+    wait_until(lambda: len(recorded(house.folder, "begin")) > begun + 14)
+
+
+def put_to_sleep(worker: Worker, house: House) -> None:
+    """Stop a process, and not while it keeps the whole database locked."""
+
+    def stopped_outside_of_transactions() -> bool:
+        worker.process.send_signal(signal.SIGSTOP)
+        if not in_transaction(house.database):
+            return True
+        worker.process.send_signal(signal.SIGCONT)
+        return False
+
+    wait_until(stopped_outside_of_transactions)
+
+
+def in_transaction(database: Engine) -> bool:
+    """Whether any process has begun to write, and not ended that."""
+    if database.dialect.name == "sqlite":
+        with closing(sqlite3.connect(str(database.url.database), timeout=0.1)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+        return False
+    others = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND pid <> pg_backend_pid() AND state <> 'idle'"
+    )
+    with database.connect() as connection:
+        return bool(connection.scalar(text(others)))
+
+
+def check(store: Store, house: House, events: set[int], fault: str) -> Counter[tuple[str, int]]:
+    """Every target heard of every event, and every attempt but the killed ones is in the log."""
+    heard = Counter(recorded(house.folder))
+    begun = Counter(recorded(house.folder, "begin"))
+    wanted = {(target, event) for target in TARGETS for event in events}
+    print(
+        f"\nledger of {fault}: {len(events)} events, {len(wanted)} deliveries; begun "
+        f"{begun.total()} times, ended {heard.total()} times"
+    )
+    assert set(heard) == wanted, "lost or made up"
+    assert states(store) == {DeliveryState.DELIVERED: len(wanted)}
+    for delivery in store.list_deliveries(limit=1000):
+        _, log = store.get_delivery(delivery.id)
+        assert [(one.number, one.error) for one in log] == [(1, None)], "not one attempt recorded"
+    return begun
+
+
+def test_an_events_worker_is_killed_in_the_middle_of_deliveries(house: House, store: Store) -> None:
+    events = happen(store, 100)
+    held = hold(house)
+    with events_worker(house) as first:
+        wait_until(lambda: len(recorded(house.folder, "begin")) >= 12)
+        first.process.kill()
+        first.process.wait()
+    assert recorded(house.folder) == []
+    held.unlink()
+    with events_worker(house) as second:
+        wait_until(lambda: states(store) == {DeliveryState.DELIVERED: 300}, 60)
+        assert second.stop() == 0
+    begun = check(store, house, events, "kill -9 of the events worker")
+    # Twice at most: those that were being made.
+    assert Counter(begun.values()) == {1: 300 - 12, 2: 12}
+
+
+def test_events_workers_are_killed_again_and_again(house: House, store: Store) -> None:
+    events = happen(store, 60)
+    settings = {"CAPTIONER_EVENTS__LEASE_SECONDS": "1", "RECORDER_SECONDS": "0.3"}
+    for _ in range(4):
+        begun, ended = len(recorded(house.folder, "begin")), len(recorded(house.folder))
+        with events_worker(house, **settings) as victim:
+            wait_for_more(house, begun)
+            victim.process.kill()
+            victim.process.wait()
+        lost = len(recorded(house.folder, "begin")) - len(recorded(house.folder))
+        assert lost > begun - ended, "it was not in the middle of any"
+    with events_worker(house, **settings):
+        wait_until(lambda: states(store) == {DeliveryState.DELIVERED: 180}, 60)
+    assert check(store, house, events, "four kills of events workers").total() >= 180 + 4
+
+
+def test_an_events_worker_sleeps_longer_than_its_leases(house: House, store: Store) -> None:
+    events = happen(store, 50)
+    held = hold(house)
+    with events_worker(house) as sleeper:
+        wait_until(lambda: len(recorded(house.folder, "begin")) >= 12)
+        put_to_sleep(sleeper, house)
+        held.unlink()
+        with events_worker(house) as other:
+            wait_until(lambda: states(store) == {DeliveryState.DELIVERED: 150}, 60)
+            sleeper.process.send_signal(signal.SIGCONT)
+            # Awake it ends what it was at, and may not record that.
+            wait_until(lambda: len(recorded(house.folder)) >= 150 + 12)
+            assert other.stop() == 0
+        assert sleeper.stop() == 0
+    begun = check(store, house, events, "SIGSTOP of the events worker")
+    assert Counter(begun.values()) == {1: 150 - 12, 2: 12}
+
+
+def test_sigterm_under_load_leaves_nothing_leased(house: House, store: Store) -> None:
+    events = happen(store, 100)
+    with events_worker(house, RECORDER_SECONDS="0.1") as first:
+        wait_until(lambda: len(recorded(house.folder)) >= 20)
+        started = time.monotonic()
+        assert first.stop() == 0
+        assert time.monotonic() - started < 15
+    # What was begun has ended and is recorded; nothing has to wait for a lease.
+    begun, ended = recorded(house.folder, "begin"), recorded(house.folder)
+    assert sorted(begun) == sorted(ended)
+    assert states(store)[DeliveryState.DELIVERED] == len(ended) < 300
+    pending = states(store)[DeliveryState.PENDING]
+    assert len(store.claim_deliveries("next", 1000, 0.001, default_room=1000)) == pending
+    with events_worker(house):
+        wait_until(lambda: states(store) == {DeliveryState.DELIVERED: 300}, 60)
+    assert max(check(store, house, events, "SIGTERM of the events worker").values()) == 1

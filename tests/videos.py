@@ -1,0 +1,113 @@
+"""Videos made in code: pictures that tell their number, and odd files of real formats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.stream import Disposition
+from PIL import Image
+
+#: Container and encoder of each kind of file that is read.
+KINDS: Mapping[str, tuple[str, str]] = {
+    "mp4": ("mp4", "libx264"),
+    "mov": ("mov", "mpeg4"),
+    "mkv": ("matroska", "libx265"),
+    "webm": ("webm", "libvpx-vp9"),
+    "avi": ("avi", "mpeg4"),
+    "ts": ("mpegts", "libx264"),
+    "mpg": ("mpeg", "mpeg2video"),
+    "flv": ("flv", "flv1"),
+}
+QUIET = {"libx265": {"x265-params": "log-level=none"}, "libvpx-vp9": {"deadline": "realtime"}}
+
+
+def write_video(
+    path: Path,
+    pictures: Iterable[Image.Image],
+    *,
+    rate: int = 10,
+    gop: int = 250,
+    codec: str | None = None,
+    pixel_format: str = "yuv420p",
+    rotation: int | None = None,
+    times: Sequence[float] | None = None,
+    start_seconds: float = 0.0,
+    options: Mapping[str, str] | None = None,
+) -> Path:
+    """Encode pictures of one size, `rate` a second or at `times`; the suffix says how."""
+    container_format, usual = KINDS[path.suffix[1:]]
+    codec = codec or usual
+    with av.open(str(path), "w", format=container_format) as container:
+        stream = container.add_stream(
+            codec, rate=rate, options={**QUIET.get(codec, {}), **(options or {})}
+        )
+        assert isinstance(stream, av.VideoStream)
+        stream.pix_fmt = pixel_format
+        stream.gop_size = gop
+        ticks = Fraction(1, 1_000) if times or start_seconds else Fraction(1, rate)
+        stream.codec_context.time_base = ticks
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        for number, picture in enumerate(pictures):
+            if number == 0:
+                stream.width, stream.height = picture.size
+            frame = frame_of(picture)
+            seconds = times[number] if times else number / rate
+            frame.pts = round((seconds + start_seconds) / ticks)
+            frame.time_base = ticks
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def frame_of(picture: Image.Image) -> av.VideoFrame:
+    """As an encoder takes it."""
+    return av.VideoFrame.from_ndarray(np.asarray(picture.convert("RGB")), format="rgb24")
+
+
+def plain(colour: tuple[int, int, int], size: tuple[int, int] = (64, 48)) -> Image.Image:
+    """A picture of one colour."""
+    return Image.new("RGB", size, colour)
+
+
+def clock(count: int, size: tuple[int, int] = (64, 48)) -> Iterator[Image.Image]:
+    """Pictures that tell their number: 8 bits as black and white columns."""
+    for number in range(count):
+        bits = [255 * (number >> bit & 1) for bit in range(8)]
+        row = np.repeat(np.array(bits, np.uint8), size[0] // 8)
+        yield Image.fromarray(np.tile(row, (size[1], 1))).convert("RGB")
+
+
+def told(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> int:
+    """The number that a picture of `clock` tells, at any size."""
+    side = pixels.shape[1]
+    middle = pixels[pixels.shape[0] // 2, :, 1]
+    centres = [int((column + 0.5) * side / 8) for column in range(8)]
+    return sum(1 << bit for bit, at in enumerate(centres) if middle[at] > 127)
+
+
+# --- Odd files ------------------------------------------------------------------------------------
+
+
+def write_song_with_cover(path: Path) -> Path:
+    """An m4a file: a second of silence, and a cover picture, which is a video stream to FFmpeg."""
+    cover = Image.new("RGB", (32, 32), "red")
+    with av.open(str(path), "w", format="mp4") as container:
+        audio = container.add_stream("aac", rate=8_000, layout="mono")
+        picture = container.add_stream("mjpeg", rate=1)
+        picture.pix_fmt, picture.width, picture.height = "yuvj420p", 32, 32
+        picture.disposition = Disposition.attached_pic
+        container.mux(picture.encode(frame_of(cover)))
+        container.mux(picture.encode())
+        for number in range(8):
+            sound = av.AudioFrame.from_ndarray(
+                np.zeros((1, 1_024), np.float32), format="fltp", layout="mono"
+            )
+            sound.sample_rate, sound.pts = 8_000, number * 1_024
+            container.mux(audio.encode(sound))
+        container.mux(audio.encode())
+    return path

@@ -1,0 +1,212 @@
+"""One attempt at one job: begun in one thread, ended in another, and how it ended."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from captioner.domain import Caption, Job, JobFailure, JobState, ModelInfo, Outcome, Requeue
+from captioner.engine import EngineClosedError
+from captioner.errors import (
+    CanceledError,
+    CrashError,
+    ErrorCode,
+    HostBusyError,
+    JobError,
+    describe,
+)
+from captioner.logs import job_context
+from captioner.pipeline import Captioning, Pipeline
+from captioner.retrying import retry
+from captioner.settings import RetrySettings
+
+#: How long plugins may be at work on the captions of one job.
+FINISH_SECONDS = 60.0
+
+#: How an attempt ended; None: nobody wants to know.
+Ending = Outcome | Requeue | None
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+
+class Attempt:
+    """A claimed job on its way through the pipeline."""
+
+    def __init__(
+        self,
+        job: Job,
+        pipeline: Pipeline,
+        model: ModelInfo,
+        retries: RetrySettings,
+        canceled: Callable[[], bool],
+        spawn: Callable[..., object] | None = None,
+    ) -> None:
+        """Begin nothing yet.
+
+        Args:
+            job: claimed, and in hand.
+            pipeline: fetches, decodes and captions.
+            model: stamped on the result.
+            retries: whether a failure is followed by another attempt.
+            canceled: tells whether nobody wants the result any more.
+            spawn: calls a function with its arguments in another thread; None: what is done with
+                captions takes no time, and is done where the end is asked for.
+        """
+        self.job = job
+        self._pipeline = pipeline
+        self._model = model
+        self._retries = retries
+        self._canceled = canceled
+        self._spawn = spawn
+        self._started = time.monotonic()
+        self._given_up = False
+        self._captioning: Captioning | None = None
+        #: When its captions were handed to plugins in a thread of their own.
+        self._finishing_since: float | None = None
+        #: True when `_ending` is final.
+        self._finished = False
+        self._ending: Ending = None
+
+    def begin(self, ready: Callable[[Attempt], None]) -> None:
+        """Bring the source's frames to the engine.
+
+        Args:
+            ready: called once, from any thread, when `end` need not wait for anything.
+        """
+        with job_context(self.job.id):
+            self._captioning = self._judged(
+                lambda: self._pipeline.begin(self.job.request, canceled=self._unwanted)
+            )
+        if self._captioning:
+            self._captioning.when_done(lambda: self._captioned(ready))
+        else:
+            ready(self)
+
+    def _unwanted(self) -> bool:
+        return self._given_up or self._canceled()
+
+    def _captioned(self, ready: Callable[[Attempt], None]) -> None:
+        """Told by the engine, whose thread must not wait for plugins."""
+        if self._spawn is None:
+            ready(self)
+            return
+        self._finishing_since = time.monotonic()
+        try:
+            self._spawn(self._finish_and_tell, ready)
+        except RuntimeError:  # the service is closed: nobody waits
+            ready(self)
+
+    def _finish_and_tell(self, ready: Callable[[Attempt], None]) -> None:
+        try:
+            self._finish()
+        finally:
+            ready(self)
+
+    def hand_back(self, ready: Callable[[Attempt], None]) -> None:
+        """Instead of `begin`: the job goes back to the queue."""
+        self._ending = _untried(self.job)
+        ready(self)
+
+    def in_vain(self) -> bool:
+        """Whether nothing is left to wait for: it was canceled, is too late, or a plugin hangs."""
+        captioning = self._captioning
+        if captioning is None:
+            return False  # its own thread sees to that
+        self._judged(captioning.check)
+        if not captioning.abandoned and self._finishing_too_long():
+            self._judged(_fail_for_a_hanging_plugin)
+            captioning.abandon()
+        self._finished = self._finished or captioning.abandoned
+        return captioning.abandoned
+
+    def give_up(self) -> None:
+        """Nobody will ask for the end."""
+        self._given_up = True
+        if self._captioning:
+            self._captioning.abandon()
+
+    def end(self) -> Ending:
+        """How it ended; waits when it is not ready."""
+        if not self._finished:
+            self._finish()
+        return self._ending
+
+    def _finish(self) -> None:
+        if self._captioning:
+            with job_context(self.job.id):
+                captioned = self._judged(self._captioning.result)
+            if captioned and not self._finished:
+                self._ending = self._outcome(
+                    JobState.SUCCEEDED, captions=captioned.captions, stages=captioned.timings
+                )
+        self._finished = True
+
+    def _finishing_too_long(self) -> bool:
+        since = self._finishing_since
+        return since is not None and time.monotonic() - since > FINISH_SECONDS
+
+    def _judged(self, work: Callable[[], Result]) -> Result | None:
+        """Do `work`; if it fails, None, and that is how the attempt ended."""
+        try:
+            return work()
+        except CanceledError:
+            self._ending = None
+        except EngineClosedError:
+            self._ending = _untried(self.job)
+        except HostBusyError as error:
+            self._ending = _untried(self.job, not_before=_from_now(error.retry_after_seconds))
+        except JobError as error:
+            failure = JobFailure(error.code, error.message, error.retryable)
+            self._ending = self._failed(failure, crashed=isinstance(error, CrashError))
+        except BaseException as error:  # plugins may raise anything, and whoever waits must know
+            logger.exception("the job failed unexpectedly", extra={"job_id": str(self.job.id)})
+            failure = JobFailure(ErrorCode.INTERNAL, describe(error), retryable=True)
+            self._ending = self._failed(failure)
+        return None
+
+    def _failed(self, failure: JobFailure, *, crashed: bool = False) -> Ending:
+        now = datetime.now(UTC)
+        if self.job.deadline_at and self.job.deadline_at <= now:
+            late = JobFailure(ErrorCode.DEADLINE_EXCEEDED, failure.message, retryable=False)
+            return self._outcome(JobState.EXPIRED, failure=late)
+        again = retry(self.job, failure, self._retries, now, crashed=crashed)
+        return again or self._outcome(JobState.FAILED, failure=failure)
+
+    def _outcome(
+        self,
+        state: JobState,
+        *,
+        captions: tuple[Caption, ...] = (),
+        failure: JobFailure | None = None,
+        stages: dict[str, float] | None = None,
+    ) -> Outcome:
+        return Outcome(
+            job_id=self.job.id,
+            attempt=self.job.attempt,
+            state=state,
+            captions=captions,
+            failure=failure,
+            model=self._model,
+            timings={**(stages or {}), "total": round(time.monotonic() - self._started, 6)},
+        )
+
+
+def _fail_for_a_hanging_plugin() -> None:
+    raise JobError(
+        ErrorCode.PLUGIN_FAILED,
+        "a plugin's combine_captions or process_caption did not return "
+        f"within {FINISH_SECONDS:g} s",
+    )
+
+
+def _untried(job: Job, *, not_before: datetime | None = None) -> Requeue:
+    """Handed back: counts neither as a retry nor as a failure."""
+    return Requeue(job_id=job.id, attempt=job.attempt, not_before=not_before)
+
+
+def _from_now(seconds: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=seconds)

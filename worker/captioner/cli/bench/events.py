@@ -1,0 +1,58 @@
+"""`bench events`: events on their way to their targets, some of which are dead."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from captioner.cli.bench.progress import JsonFile, telling, write_report
+from captioner.cli.environment import Database, settings_from
+from captioner.cli.output import console
+from captioner.errors import InvalidRequestError
+from captioner.logs import configure_logging
+
+
+def events(
+    database: Database = None,
+    count: Annotated[int, typer.Option("--events", min=1, help="How many.")] = 10_000,
+    targets: Annotated[int, typer.Option("--targets", min=1, help="Of each event.")] = 5,
+    dead: Annotated[
+        int, typer.Option("--dead", min=0, help="How many of the targets never answer.")
+    ] = 1,
+    answer_seconds: Annotated[
+        float, typer.Option("--answer-seconds", min=0, help="How long the others take.")
+    ] = 0.001,
+    json_file: JsonFile = None,
+) -> None:
+    """How fast do events reach their targets, and do dead targets hold up the others?
+
+    Targets are a plugin's in this process, so that the dispatcher alone is measured. Each time the
+    tables are made anew: in a database of its own where a PostgreSQL is named, else in a file.
+    """
+    if dead >= targets:
+        raise InvalidRequestError("--dead must be less than --targets: the others are measured")
+    settings = settings_from(database__url=database)
+    configure_logging(settings.log.model_copy(update={"level": "CRITICAL"}))
+    from captioner.queue_bench.deliveries import EventPlan, measure_events
+
+    plan = EventPlan(count, targets, dead, answer_seconds)
+    with telling(4) as say:
+        report = measure_events(settings, plan, say)
+    write_report(report, json_file)
+    hardware = report["hardware"]
+    console.print(
+        f"{escape(hardware['cpu'])}, {hardware['cores']} cores, load {hardware['load_average']}; "
+        f"{report['database']}; {count:,} events for {targets} targets",
+        soft_wrap=True,
+    )
+    for label, name in (("all answer", "all_well"), (f"{dead} never do", "some_dead")):
+        console.print(
+            f"{label:<12}{report[f'{name}_events_per_second']:>8,.0f} events a second to each that "
+            f"does; CPU ms a delivery {report[f'{name}_cpu_milliseconds_per_delivery']:.2f}",
+            soft_wrap=True,
+        )
+    console.print(
+        f"beside the dead the others are served at [bold]{report['ratio']:.2f}[/] times the speed"
+    )

@@ -1,0 +1,86 @@
+"""`webhooks add`, `rotate` and `new-key`: what shows a secret, once."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated, Any
+
+import typer
+
+from captioner.cli.environment import Database, Json
+from captioner.cli.output import print_json, remarks
+from captioner.cli.webhooks.naming import Endpoint, endpoint_id_of, mapping_of, opened
+from captioner.errors import InvalidRequestError
+from captioner.webhooks.endpoints import add_endpoint, rotate_secret
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def add(
+    url: Annotated[str, typer.Argument(help="https://… or http://…", show_default=False)],
+    description: Annotated[str, typer.Option("--description", help="For people.")] = "",
+    events: Annotated[
+        str,
+        typer.Option(
+            "--events",
+            metavar="TYPE,...",
+            help="Only these, such as caption.succeeded,caption.failed; default: all.",
+        ),
+    ] = "",
+    *,
+    as_json: Json = False,
+    database: Database = None,
+) -> None:
+    """Register a receiver; its signing secret is shown now, and never again."""
+    wanted = [part.strip() for part in events.split(",") if part.strip()]
+    with opened(database) as (store, settings):
+        endpoint, secret = add_endpoint(
+            store, settings, url, description=description, event_types=wanted
+        )
+    _show_secret(mapping_of(endpoint), secret, as_json=as_json)
+
+
+def rotate(
+    endpoint: Endpoint,
+    keep_previous: Annotated[
+        str,
+        typer.Option(
+            "--keep-previous",
+            metavar="TIME",
+            help="Sign with the old secret too for so long, such as 24h, 30m or 7d.",
+        ),
+    ] = "0s",
+    *,
+    as_json: Json = False,
+    database: Database = None,
+) -> None:
+    """Replace a signing secret; the new one is shown now, and never again."""
+    keep = _time(keep_previous)
+    with opened(database) as (store, settings):
+        endpoint_id = endpoint_id_of(endpoint)
+        secret = rotate_secret(store, settings, endpoint_id, keep_previous=keep)
+        mapping = mapping_of(store.endpoint(endpoint_id))
+    _show_secret(mapping, secret, as_json=as_json)
+
+
+def new_key() -> None:
+    """Print a key for CAPTIONER_WEBHOOKS__ENCRYPTION_KEY."""
+    from captioner.webhooks.encryption import new_key as make
+
+    typer.echo(make())
+
+
+def _show_secret(mapping: dict[str, Any], secret: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({**mapping, "secret": secret})
+        return
+    typer.echo(f"endpoint  {mapping['id']}\nsecret    {secret}")
+    remarks.print("the secret is not shown again; tell it the receiver", style="yellow")
+
+
+def _time(text: str) -> timedelta:
+    found = re.fullmatch(r"(\d{1,6})([smhd])", text.strip())
+    if not found:
+        raise InvalidRequestError(f"--keep-previous {text!r} must be a time such as 24h, 30m or 7d")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})

@@ -1,0 +1,87 @@
+"""One exchange over http or https: its connections, and the texts of its failures."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import httpcore
+import httpx
+
+from captioner.errors import ErrorCode, JobError
+from captioner.media.network import Deadline, DeadlineBackend, Resolver
+
+if TYPE_CHECKING:
+    import ssl
+
+
+@contextlib.contextmanager
+def connections(
+    name: str, seconds: float, resolve: Resolver, *, limit: str
+) -> Iterator[httpcore.ConnectionPool]:
+    """Connections that all end at one deadline; each carries one request.
+
+    Proxies named in the environment are not used: they would bypass `resolve`. Additional
+    certificate authorities are taken from `SSL_CERT_FILE` or `SSL_CERT_DIR`.
+
+    Args:
+        name: What errors call the other side.
+        seconds: For everything from the first name resolution to the last byte.
+        resolve: Gives the addresses of each host, or refuses them.
+        limit: What errors call `seconds`.
+
+    Raises:
+        JobError: `fetch_timeout` or `fetch_failed`; it may work later.
+    """
+    backend = DeadlineBackend(Deadline(seconds), resolve)
+    try:
+        with httpcore.ConnectionPool(
+            _ssl_context(), max_keepalive_connections=0, network_backend=backend
+        ) as pool:
+            yield pool
+    except httpcore.ConnectError as error:
+        # One text for every reason, or the worker could be used to scan the network it is in.
+        raise JobError(
+            ErrorCode.FETCH_FAILED,
+            f"{name}: no connection could be made; hosts that are not public must be in "
+            "CAPTIONER_MEDIA__ALLOWED_HOSTS",
+        ) from error
+    except httpcore.TimeoutException as error:
+        raise JobError(
+            ErrorCode.FETCH_TIMEOUT, f"{name}: no complete answer in time ({limit})"
+        ) from error
+    except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+        raise JobError(
+            ErrorCode.FETCH_FAILED, f"{name}: the connection broke or the answer was malformed"
+        ) from error
+
+
+def request_headers(others: Mapping[str, str] | None = None) -> list[tuple[bytes, bytes]]:
+    """What every request says, nothing encoded being asked for, and `others`, which replace it.
+
+    Raises:
+        ValueError: one of the others is not printable ASCII.
+    """
+    headers = {**_common_headers(), **{k.lower(): v for k, v in (others or {}).items()}}
+    if not all(text.isprintable() for header in headers.items() for text in header):
+        raise ValueError  # a line break would begin another header
+    return [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+
+
+@functools.cache
+def _common_headers() -> Mapping[str, str]:
+    return {
+        "user-agent": f"captioner/{version('captioner')}",
+        "accept": "*/*",
+        "accept-encoding": "identity",
+        "connection": "close",
+    }
+
+
+@functools.cache
+def _ssl_context() -> ssl.SSLContext:
+    """Made once: reading the certificate authorities takes longer than a small download."""
+    return httpx.create_ssl_context()

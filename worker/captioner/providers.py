@@ -1,0 +1,154 @@
+"""The provider hooks of a job, asked by their types, with what they give checked.
+
+A plugin's mistake is found where it is made, and fails the job with the plugin's name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from captioner.containers import PREFIX_BYTES
+from captioner.domain import Caption, CaptionRequest, FrameCaptions, Media, Source
+from captioner.errors import PluginError
+from captioner.media import check_size, open_source
+from captioner.plugins import Plugins
+from captioner.settings import MediaSettings
+
+_TIMES = ("start_seconds", "end_seconds")
+
+
+class Providers:
+    """Asks plugins first, and does what captioner does by itself where none of them wants to.
+
+    Every method raises `PluginError` for a plugin that raises or gives something wrong, and
+    `JobError` as a plugin raised it on purpose.
+    """
+
+    def __init__(self, plugins: Plugins, limits: MediaSettings) -> None:
+        """`limits` hold for what plugins bring, too."""
+        self._plugins = plugins
+        self._limits = limits
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a plugin's failure that ends the job here, also one from a decoder's process."""
+        try:
+            yield
+        except PluginError as error:
+            self._plugins.errors.report(error.plugin, error.hook, error.__cause__ or error.reason)
+            raise
+
+    @property
+    def process_captions(self) -> bool:
+        """True when plugins combine or process captions."""
+        return any(map(self._plugins.implement, ("combine_captions", "process_caption")))
+
+    def needs_folder(self, source: Source) -> bool:
+        """True unless the source is a local file that no plugin could bring from elsewhere."""
+        return source.scheme != "file" or self._plugins.implement("open_source")
+
+    def open_source(self, source: Source, folder: Path) -> Media:
+        """Bring a source to this machine; see `media.open_source`."""
+        found: tuple[str, Media] | None = self._plugins.first_named(
+            "open_source", check=_check_media, source=source, folder=folder
+        )
+        if found is None:
+            return open_source(source, folder, self._limits)
+        _, media = found
+        with media.path.open("rb") as file:
+            head = file.read(PREFIX_BYTES)
+        check_size(source.display, media.path.stat().st_size, head, self._limits)
+        return media
+
+    def finish(
+        self, frames: Sequence[FrameCaptions], request: CaptionRequest
+    ) -> tuple[Caption, ...]:
+        """Captions of frames made into the job's captions: combined, then each one processed."""
+        return tuple(self._process(caption, request) for caption in self._combine(frames, request))
+
+    def _combine(
+        self, frames: Sequence[FrameCaptions], request: CaptionRequest
+    ) -> Sequence[Caption]:
+        found: tuple[str, Sequence[Caption]] | None = self._plugins.first_named(
+            "combine_captions", check=_check_captions, frames=frames, request=request
+        )
+        if found is None:
+            return _combine(frames)
+        name, captions = found
+        said = {caption.text for frame in frames for caption in frame.captions}
+        return [
+            replace(caption, rank=rank, origin=caption.origin if caption.text in said else name)
+            for rank, caption in enumerate(captions)
+        ]
+
+    def _process(self, caption: Caption, request: CaptionRequest) -> Caption:
+        processed: Caption = self._plugins.chain(
+            "process_caption", "caption", caption, accept=_accept, request=request
+        )
+        return processed
+
+
+def _combine(frames: Sequence[FrameCaptions]) -> Sequence[Caption]:
+    """A still image keeps its n-best list; of several frames each keeps its best, in time order."""
+    if len(frames) == 1:
+        return frames[0].captions
+    return [
+        replace(frame.captions[0], rank=rank, start_seconds=frame.time_seconds)
+        for rank, frame in enumerate(frames)
+    ]
+
+
+def _accept(name: str, before: Caption, after: Caption) -> Caption:
+    """A processed caption: its rank is the row's key, its origin is who wrote the text."""
+    _check_caption(after)
+    origin = before.origin if after.text == before.text else name
+    return replace(after, rank=before.rank, origin=origin)
+
+
+def _check_media(media: object) -> None:
+    if not isinstance(media, Media):
+        raise TypeError(f"gave {type(media).__name__} instead of Media")
+    if not isinstance(media.path, Path) or not isinstance(media.name, str):
+        raise TypeError("gave Media without a Path and a name")
+    if not media.path.is_file():
+        raise ValueError(f"gave {media.path.name!r}, which is no file")
+
+
+def _check_captions(captions: object) -> None:
+    if not isinstance(captions, Sequence) or isinstance(captions, str):
+        raise TypeError(f"gave {type(captions).__name__} instead of a list of Captions")
+    if not captions:
+        raise ValueError("gave no caption")
+    for caption in captions:
+        _check_caption(caption)
+
+
+def _check_caption(caption: object) -> None:
+    """Refuse what could not be stored, before it costs the whole job."""
+    if not isinstance(caption, Caption):
+        raise TypeError(f"gave {type(caption).__name__} instead of a Caption")
+    for name in ("text", "continuation"):
+        _check_text(name, getattr(caption, name))
+    if caption.alt_text is not None:
+        _check_text("alt_text", caption.alt_text)
+    _check_number("score", caption.score)
+    for name in ("beam_score", *_TIMES):
+        if getattr(caption, name) is not None:
+            _check_number(name, getattr(caption, name))
+
+
+def _check_text(name: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"gave a caption whose {name} is {type(text).__name__}, not a text")
+    if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"gave a caption whose {name} is not valid Unicode, or holds NUL")
+
+
+def _check_number(name: str, number: Any) -> None:
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        raise ValueError(f"gave a caption whose {name} is not a finite number: {number!r}")

@@ -1,0 +1,178 @@
+"""What dispatchers and people ask of the store: events to expand, deliveries to make, the log."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+
+from captioner.deliveries import Attempt, AttemptEnd, Delivery, Expansion, Position, Target
+from captioner.events import DeliveryState, Event
+from captioner.store import delivery_claims, delivery_log, outbox
+from captioner.store.transactions import Database, or_now
+
+
+class Deliveries:
+    """The part of `Store` that brings events to plugins. `limit` bounds each transaction."""
+
+    _database: Database
+
+    # Expanding events
+
+    def unexpanded(self, limit: int, *, after: int = 0) -> dict[int, Event]:
+        """Events whose deliveries are not written yet, by id, those above `after`, oldest first."""
+        with self._database.reading() as connection:
+            return outbox.unexpanded(connection, limit, after)
+
+    def expand(self, expansions: Sequence[Expansion], *, now: datetime | None = None) -> set[int]:
+        """Write the deliveries of events and mark these as expanded, in one transaction.
+
+        An event that another worker has expanded, or is expanding, stays as it is.
+
+        Returns:
+            The ids of the events that were expanded.
+        """
+        if not expansions:
+            return set()
+        with self._database.transaction() as connection:
+            return outbox.expand(connection, expansions, or_now(now))
+
+    # Delivering
+
+    def claim_deliveries(
+        self,
+        owner: str,
+        limit: int,
+        lease_seconds: float,
+        *,
+        room: Mapping[Target, int] | None = None,
+        default_room: int = 1,
+        without: Collection[str] = (),
+        after: Position | None = None,
+        now: datetime | None = None,
+    ) -> list[Delivery]:
+        """Lease deliveries that are due, the longest due first.
+
+        Args:
+            owner: who tries them; only it may record how that ended.
+            limit: how many at most, and how many are looked at.
+            lease_seconds: others may have them after so long.
+            room: how many of which target; those with none are passed over, however many wait.
+            default_room: how many of each target that is not in `room`.
+            without: plugins to leave out.
+            after: begin there, and not at the first of all that are due.
+            now: the time to work with.
+
+        Returns:
+            The deliveries, now the owner's.
+        """
+        moment = or_now(now)
+        with self._database.transaction() as connection:
+            return delivery_claims.claim_deliveries(
+                connection,
+                owner,
+                limit,
+                moment + timedelta(seconds=lease_seconds),
+                room or {},
+                default_room,
+                without,
+                after,
+                moment,
+            )
+
+    def record_attempts(
+        self, owner: str, ends: Sequence[AttemptEnd], *, now: datetime | None = None
+    ) -> set[int]:
+        """Write how attempts ended, each with a line in the delivery's log.
+
+        What is not leased to the owner any more, or had another attempt since it was claimed, stays
+        as it is.
+
+        Returns:
+            The ids of the deliveries that were recorded.
+        """
+        if not ends:
+            return set()
+        with self._database.transaction() as connection:
+            return delivery_claims.record_attempts(connection, owner, ends, or_now(now))
+
+    def renew_leases(
+        self,
+        owner: str,
+        ids: Collection[int],
+        lease_seconds: float,
+        *,
+        now: datetime | None = None,
+    ) -> None:
+        """Keep deliveries that the owner still has in hand."""
+        if ids:
+            expires_at = or_now(now) + timedelta(seconds=lease_seconds)
+            with self._database.statement() as connection:
+                delivery_claims.renew_leases(connection, owner, ids, expires_at)
+
+    def release_leases(self, owner: str, ids: Collection[int]) -> None:
+        """Give back deliveries that the owner has not tried."""
+        if ids:
+            with self._database.statement() as connection:
+                delivery_claims.release_leases(connection, owner, ids)
+
+    # The log
+
+    def list_deliveries(
+        self,
+        state: DeliveryState | None = None,
+        *,
+        plugin: str | None = None,
+        target: str | None = None,
+        limit: int = 50,
+        before: int | None = None,
+    ) -> list[Delivery]:
+        """One page of deliveries, newest first; the next begins before the last one's id."""
+        with self._database.reading() as connection:
+            return delivery_log.list_deliveries(connection, state, plugin, target, limit, before)
+
+    def get_delivery(self, delivery_id: int) -> tuple[Delivery, list[Attempt]]:
+        """One delivery and its attempts, the first one first.
+
+        Raises:
+            DeliveryNotFoundError: there is none.
+        """
+        with self._database.reading() as connection:
+            return delivery_log.get_delivery(connection, delivery_id)
+
+    def count_deliveries(self) -> dict[DeliveryState, int]:
+        """How many deliveries are in each state; every state is there."""
+        with self._database.reading() as connection:
+            return delivery_log.count_deliveries(connection)
+
+    def redeliver(self, ids: Collection[int], *, now: datetime | None = None) -> set[int]:
+        """Make deliveries again from now on, by the whole schedule, whatever became of them.
+
+        Returns:
+            The ids of those; the others are unknown, or being tried just now.
+        """
+        with self._database.transaction() as connection:
+            return delivery_log.redeliver(connection, ids, or_now(now))
+
+    def redeliver_event(self, event_id: int, *, now: datetime | None = None) -> set[int]:
+        """Make an event's deliveries again, and ask the plugins again whom it is for.
+
+        Returns:
+            The ids of the deliveries that are made again.
+
+        Raises:
+            EventNotFoundError: there is none.
+        """
+        with self._database.transaction() as connection:
+            return delivery_log.redeliver_event(connection, event_id, or_now(now))
+
+    def redeliver_dead(
+        self,
+        limit: int,
+        *,
+        plugin: str | None = None,
+        target: str | None = None,
+        now: datetime | None = None,
+    ) -> set[int]:
+        """Make dead deliveries again, the oldest first; the ids of those."""
+        with self._database.transaction() as connection:
+            return delivery_log.redeliver_dead(connection, plugin, target, limit, or_now(now))

@@ -1,0 +1,132 @@
+"""Which frames of a video are captioned, and how their captions become those of the video."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+from captioner.errors import InvalidRequestError
+
+Strategy = Literal["uniform", "interval", "fps", "keyframes", "timestamps"]
+Mode = Literal["per_frame", "joint", "both"]
+
+#: Frames of a request that asks for a number of them, and times it may name.
+MAX_FRAMES = 512
+MAX_FPS = 240.0
+
+#: Which value belongs to which strategy, and to no other.
+_OWNERS = {"interval_seconds": "interval", "fps": "fps", "timestamps": "timestamps"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoOptions:
+    """How a video is to be sampled; of no meaning for a still image.
+
+    Raises:
+        InvalidRequestError: a value is of the wrong type or out of range, or two contradict
+            each other.
+    """
+
+    #: `uniform`: the centres of equal parts; `interval`: every so many seconds from 0; `fps`: so
+    #: many a second; `keyframes`: what is stored as a whole picture; `timestamps`: those named.
+    strategy: Strategy = "uniform"
+    #: How many: of `uniform` exactly (None: 8), of others at most, spread evenly (None: no limit).
+    frames: int | None = None
+    interval_seconds: float | None = None
+    #: Frames a second.
+    fps: float | None = None
+    #: Seconds from the start; kept in order, each once.
+    timestamps: tuple[float, ...] = ()
+    #: `per_frame`: a caption each, merged into segments; `joint`: one of all frames together
+    #: (experimental); `both`.
+    mode: Mode = "per_frame"
+
+    def __post_init__(self) -> None:
+        """Check every value and the combinations."""
+        for name, allowed in (("strategy", get_args(Strategy)), ("mode", get_args(Mode))):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise InvalidRequestError(
+                    f"video.{name} must be {', '.join(allowed[:-1])} or {allowed[-1]}, "
+                    f"not {value!r}"
+                )
+        self._check_frames()
+        self._check_real("interval_seconds", math.inf)
+        self._check_real("fps", MAX_FPS)
+        self._check_timestamps()
+        self._check_combinations()
+
+    def _check_frames(self) -> None:
+        value = self.frames
+        if value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InvalidRequestError(f"video.frames must be a whole number, not {value!r}")
+        if not 1 <= value <= MAX_FRAMES:
+            raise InvalidRequestError(f"video.frames must be from 1 to {MAX_FRAMES}, not {value}")
+
+    def _check_real(self, name: str, greatest: float) -> None:
+        value = getattr(self, name)
+        if value is None:
+            return
+        if not _is_number(value):
+            raise InvalidRequestError(f"video.{name} must be a number, not {value!r}")
+        if value <= 0 or value > greatest:
+            most = f" and at most {greatest:g}" if math.isfinite(greatest) else ""
+            raise InvalidRequestError(f"video.{name} must be above 0{most}, not {value}")
+        object.__setattr__(self, name, float(value))
+
+    def _check_timestamps(self) -> None:
+        times = self.timestamps
+        if not isinstance(times, list | tuple) or not all(map(_is_number, times)):
+            raise InvalidRequestError("video.timestamps must be a list of seconds")
+        if len(times) > MAX_FRAMES or any(time < 0 for time in times):
+            raise InvalidRequestError(
+                f"video.timestamps must be at most {MAX_FRAMES} times from 0 on"
+            )
+        object.__setattr__(self, "timestamps", tuple(sorted({float(time) for time in times})))
+
+    def _check_combinations(self) -> None:
+        for name, strategy in _OWNERS.items():
+            if self.strategy == strategy and not getattr(self, name):
+                raise InvalidRequestError(f"video.strategy {strategy} needs video.{name}")
+            if self.strategy != strategy and getattr(self, name):
+                raise InvalidRequestError(
+                    f"video.{name} belongs to video.strategy {strategy}, not {self.strategy}"
+                )
+        if self.strategy == "timestamps" and self.frames is not None:
+            raise InvalidRequestError("video.frames and video.timestamps exclude each other")
+
+    @classmethod
+    def from_mapping(cls, values: object) -> Self:
+        """Build options from JSON-like data.
+
+        Raises:
+            InvalidRequestError: it is no object, a name is unknown, or a value cannot be used.
+        """
+        if not isinstance(values, Mapping):
+            raise InvalidRequestError("options.video must be a JSON object")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not known.issuperset(values):
+            raise InvalidRequestError(
+                f"unknown field in options.video; known are {', '.join(sorted(known))}"
+            )
+        return cls(**values)
+
+    def as_mapping(self) -> dict[str, Any]:
+        """What was asked for beyond the defaults, by name; JSON values only."""
+        asked = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
+        if self.timestamps:
+            asked["timestamps"] = list(self.timestamps)
+        return asked
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,114 @@
+"""Signing secrets as they lie in SQL: encrypted, so that a copy of the database signs nothing."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+from captioner.errors import SettingsError
+from captioner.settings import Settings
+
+KEY_FILE = "webhooks.key"
+_VARIABLE = "CAPTIONER_WEBHOOKS__ENCRYPTION_KEY"
+_OPEN_TO_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+class SecretCipher:
+    """Encrypts with the first of its keys, and decrypts with any: keys are replaced one by one."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        """`keys` are Fernet's, as `new_key` makes them.
+
+        Raises:
+            SettingsError: one of them is none; the text does not show it.
+        """
+        try:
+            self._fernet = MultiFernet([Fernet(key) for key in keys])
+        except ValueError:
+            raise SettingsError(
+                f"{_VARIABLE} must be keys as `captioner webhooks new-key` prints them, "
+                "separated by commas"
+            ) from None
+
+    def encrypt(self, secret: str) -> str:
+        """A token for `decrypt`, different each time."""
+        return self._fernet.encrypt(secret.encode()).decode()
+
+    def decrypt(self, token: str) -> str:
+        """The secret in a token.
+
+        Raises:
+            SettingsError: it was encrypted with a key that is not here.
+        """
+        try:
+            return self._fernet.decrypt(token).decode()
+        except InvalidToken:
+            raise SettingsError(
+                "the secret of a webhook endpoint was encrypted with another key; give every "
+                f"process that signs the same {_VARIABLE}"
+            ) from None
+
+
+def new_key() -> str:
+    """A key that nobody has had before."""
+    return Fernet.generate_key().decode()
+
+
+def open_cipher(settings: Settings, *, create: bool = False) -> SecretCipher:
+    """The cipher of an installation: with the setting's keys, or else the data folder's.
+
+    Args:
+        settings: of this process.
+        create: make a key in the data folder when there is none. Only who encrypts does: a key
+            made by who decrypts could not be the right one.
+
+    Raises:
+        SettingsError: there is no key, or it cannot be read or used.
+    """
+    keys = settings.webhooks.encryption_key.get_secret_value()
+    if keys:
+        return SecretCipher([key.strip() for key in keys.split(",") if key.strip()])
+    path = settings.data_dir / KEY_FILE
+    try:
+        if create and not path.exists():
+            _create(path)
+        return SecretCipher([_read(path)])
+    except FileNotFoundError:
+        raise SettingsError(
+            f"no key to read the secrets of webhook endpoints with: set {_VARIABLE} to the one "
+            f"they were made with, or copy that machine's {KEY_FILE} to {path}"
+        ) from None
+    except OSError as error:
+        raise SettingsError(
+            f"the key of webhook secrets cannot be kept at {path}: {error.strerror}; "
+            f"set {_VARIABLE}"
+        ) from None
+
+
+def _read(path: Path) -> str:
+    with path.open(encoding="ascii", errors="replace") as file:
+        if os.name == "posix" and os.fstat(file.fileno()).st_mode & _OPEN_TO_OTHERS:
+            raise SettingsError(f"{path} can be read by others; run: chmod 600 '{path}'")
+        return file.read().strip()
+
+
+def _create(path: Path) -> None:
+    """All of it or nothing, and once: two processes may be about to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Readable by the owner alone from its first moment.
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{KEY_FILE}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(new_key() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(name, path)
+    except FileExistsError:
+        pass  # the other was first; its key is as good
+    finally:
+        Path(name).unlink()
