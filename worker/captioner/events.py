@@ -12,7 +12,6 @@ from captioner.domain import JobState, Lane
 MAX_TARGET_CHARACTERS = 255
 
 
-
 def event_type(state: JobState, lane: Lane) -> str:
     """What an event is called: `caption.succeeded`, or `video.succeeded` in the video lane."""
     return f"{'video' if lane is Lane.VIDEO else 'caption'}.{state.value}"
