@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,10 +40,8 @@ def served(data: bytes, *, announced: bool) -> Iterator[str]:
             self.wfile.write(data[:100])
             self.wfile.flush()
             threading.Event().wait(0.05)
-            try:
+            with contextlib.suppress(ConnectionError):  # refused
                 self.wfile.write(data[100:])
-            except ConnectionError:
-                pass  # refused
 
         def log_message(self, *_: object) -> None:
             pass
