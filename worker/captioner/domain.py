@@ -75,28 +75,23 @@ class Source:
     """
 
     uri: str = field(repr=False)
+    #: The URL scheme in lower case; `file` for a plain path.
+    scheme: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what no provider could open, before it is stored."""
         if not isinstance(self.uri, str) or not self.uri.strip():
             raise InvalidRequestError("source must be a URL, a data: URL or an absolute path")
+        object.__setattr__(self, "scheme", _scheme(self.uri))
         limit = MAX_INLINE_CHARACTERS if self.scheme == "data" else MAX_SOURCE_CHARACTERS
         if len(self.uri) > limit:
             raise InvalidRequestError(f"source of {len(self.uri)} characters; at most {limit}")
+        if self.uri.isprintable():
+            return  # what follows is not in it
         if _CONTROL.search(self.uri):
             raise InvalidRequestError("source must not contain control characters")
         if _SURROGATE.search(self.uri):
             raise InvalidRequestError("source must be valid Unicode; rename the file to UTF-8")
-
-    @property
-    def scheme(self) -> str:
-        """The URL scheme in lower case; `file` for a plain path."""
-        head, colon, _ = self.uri.partition(":")
-        return (
-            head.lower()
-            if colon and head.isascii() and head.isalnum() and len(head) > 1
-            else "file"
-        )
 
     @property
     def is_local(self) -> bool:
@@ -109,8 +104,11 @@ class Source:
         if self.scheme == "data":
             return f"data:{self.uri[5:].partition(',')[0][:40]},…"
         if self.scheme == "file":
+            path = self.path
+            if path.isprintable():
+                return path
             # What is percent-encoded in a URL may be a line break once decoded.
-            return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in self.path)
+            return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in path)
         try:
             parts = urlsplit(self.uri)
             host, port = parts.hostname or "", parts.port
@@ -126,6 +124,12 @@ class Source:
         if self.uri[:5].lower() != "file:":
             return self.uri
         return unquote(urlsplit(self.uri).path)
+
+
+def _scheme(uri: str) -> str:
+    head, colon, _ = uri.partition(":")
+    known = colon and head.isascii() and head.isalnum() and len(head) > 1
+    return head.lower() if known else "file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,9 @@ the formatters print it, as text for people or as one JSON object a line.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import sys
-from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
@@ -18,26 +16,32 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from captioner.settings import LogSettings
 
-_job_id: ContextVar[str | None] = ContextVar("captioner_job_id", default=None)
+_job_id: ContextVar[object] = ContextVar("captioner_job_id", default=None)
 
 #: What every LogRecord has; anything else was passed as `extra` and is printed.
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
-@contextlib.contextmanager
-def job_context(job_id: object) -> Iterator[None]:
-    """Log lines written inside carry this job id."""
-    token = _job_id.set(str(job_id))
-    try:
-        yield
-    finally:
-        _job_id.reset(token)
+class job_context:  # noqa: N801  # used like a function
+    """Log lines written inside the block carry this job id."""
+
+    __slots__ = ("_job_id", "_token")
+
+    def __init__(self, job_id: object) -> None:
+        """`job_id` is made a text when a line is written: most blocks write none."""
+        self._job_id = job_id
+
+    def __enter__(self) -> None:
+        self._token = _job_id.set(self._job_id)
+
+    def __exit__(self, *_: object) -> None:
+        _job_id.reset(self._token)
 
 
 def _extras(record: logging.LogRecord) -> dict[str, object]:
     extras = {k: v for k, v in record.__dict__.items() if k not in _STANDARD and k != "data"}
     job_id = _job_id.get()
-    return {"job_id": job_id, **extras} if job_id and "job_id" not in extras else extras
+    return {"job_id": str(job_id), **extras} if job_id and "job_id" not in extras else extras
 
 
 class TextFormatter(logging.Formatter):

@@ -236,8 +236,14 @@ def options_from_mapping(
         options = _seen_before(tuple(generation.items()))
     except TypeError:  # a value that is no option's
         options = GenerationOptions.from_mapping(generation)
-    alt_text = AltTextOptions.from_mapping(values.get("alt_text", {}))
-    return options, alt_text, VideoOptions.from_mapping(values.get("video", {}))
+    alt_text = AltTextOptions.from_mapping(values["alt_text"]) if "alt_text" in values else _PLAIN
+    video = VideoOptions.from_mapping(values["video"]) if "video" in values else _USUAL_FRAMES
+    return options, alt_text, video
+
+
+#: Of requests that ask for nothing, which most are.
+_PLAIN = AltTextOptions()
+_USUAL_FRAMES = VideoOptions()
 
 
 @functools.lru_cache(maxsize=256, typed=True)

@@ -21,28 +21,34 @@ class Room:
         """`size` is in jobs; the last message let in may exceed it."""
         self._size = size
         self._inside = 0
-        self._changed = threading.Condition()
-        self._waiting: deque[object] = deque()
+        self._lock = threading.Lock()
+        # Each waits on an event of its own: one that may enter wakes no other.
+        self._waiting: deque[tuple[int, threading.Event]] = deque()
 
     @contextlib.contextmanager
     def taken(self, jobs: int) -> Iterator[None]:
         """Have room for a message's jobs inside the block, if need be after a wait."""
-        ticket = object()
-        with self._changed:
-            self._waiting.append(ticket)
-            self._changed.wait_for(lambda: self._waiting[0] is ticket and self._inside < self._size)
-            self._waiting.popleft()
-            self._inside += jobs
-            self._changed.notify_all()  # there may be room for the next one, too
+        entered = threading.Event()
+        with self._lock:
+            self._waiting.append((jobs, entered))
+            self._let_in()
+        entered.wait()
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._inside -= jobs
-                self._changed.notify_all()
+                self._let_in()
 
     def stop_waiting(self) -> None:
         """Let everybody in from now on."""
-        with self._changed:
+        with self._lock:
             self._size = sys.maxsize
-            self._changed.notify_all()
+            self._let_in()
+
+    def _let_in(self) -> None:
+        """Those at the head of the line, while there is room; the lock must be held."""
+        while self._waiting and self._inside < self._size:
+            jobs, entered = self._waiting.popleft()
+            self._inside += jobs
+            entered.set()

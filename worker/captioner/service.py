@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
@@ -40,6 +40,8 @@ STORE_RETRY_SECONDS = 1.0
 MOST_CLAIMED = 10
 #: How long a message waits for the one before it to have begun.
 TURN_SECONDS = 1.0
+#: How long the first result of a message waits for the others, to be recorded with them.
+GATHER_SECONDS = 0.02
 
 logger = logging.getLogger(__name__)
 
@@ -115,11 +117,12 @@ class CaptionService:
             with self._room.taken(len(jobs)) if len(jobs) > 1 else nullcontext():
                 for ended in self._worked_off(attempts):
                     states |= self._put_away(ended)
-        finally:
+        except BaseException:
             # Left over when the database stays away: what still runs is in vain.
             for attempt in attempts:
                 attempt.give_up()
             self._forget(jobs)
+            raise
         return [states[job.id] for job in jobs]
 
     @property
@@ -143,7 +146,7 @@ class CaptionService:
         self._begin(attempts, ready.put)
         pending = set(attempts)
         while pending:
-            ended = _waited_for(ready) or {one for one in pending if one.in_vain()}
+            ended = _waited_for(ready, len(pending)) or {one for one in pending if one.in_vain()}
             ended &= pending  # what was given up may still become ready
             pending -= ended
             yield [one for one in attempts if one in ended]
@@ -310,15 +313,15 @@ class CaptionService:
         self.store.close()
 
 
-def _waited_for(ready: SimpleQueue[Attempt]) -> set[Attempt]:
-    """What becomes ready within a moment, and all that is ready by then."""
+def _waited_for(ready: SimpleQueue[Attempt], most: int) -> set[Attempt]:
+    """What becomes ready within a moment, and what follows it closely; `most` are expected."""
     found = set()
-    try:
+    with suppress(Empty):
         found.add(ready.get(timeout=CHECK_SECONDS))
-        while True:
-            found.add(ready.get_nowait())
-    except Empty:
-        return found
+        until = time.monotonic() + GATHER_SECONDS
+        while len(found) < most:
+            found.add(ready.get(timeout=max(0.0, until - time.monotonic())))
+    return found
 
 
 def _extra(job: Job) -> dict[str, Any]:

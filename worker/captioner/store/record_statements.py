@@ -32,14 +32,11 @@ _RESULT_FIELDS = ("error_code", "error_message", "error_retryable", "model", "ti
 
 
 class Prepared(NamedTuple):
-    """An outcome as JSON-like rows."""
+    """An outcome as JSON-like rows, each with `job_id` and `attempt`."""
 
     outcome: Outcome
     job: dict[str, Any]
     captions: list[dict[str, Any]]
-    #: The same as JSON texts, captions separated by commas and each with its job and attempt.
-    job_json: str
-    captions_json: str
 
 
 def write_one(connection: Connection, one: Prepared, now: datetime) -> bool:
@@ -55,9 +52,10 @@ def write_one(connection: Connection, one: Prepared, now: datetime) -> bool:
     if lane is None:
         return False
     if one.captions:
+        key = {"job_id": one.outcome.job_id}
         connection.execute(
             insert(CaptionRow),
-            [{"job_id": one.outcome.job_id, **caption} for caption in one.captions],
+            [{name: caption[name] for name in CAPTION_FIELDS} | key for caption in one.captions],
         )
     connection.execute(
         insert(EventRow).values(
@@ -73,15 +71,21 @@ def write_one(connection: Connection, one: Prepared, now: datetime) -> bool:
 
 
 def write_combined(
-    connection: Connection, prepared: Sequence[Prepared], now: datetime
+    connection: Connection, ids: Sequence[UUID], jobs: str, captions: str, now: datetime
 ) -> set[UUID]:
-    """One statement and one commit for all of them; the ids of those that passed the guard."""
-    parameters = {
-        "ids": [one.outcome.job_id for one in prepared],
-        "outcomes": f"[{','.join(one.job_json for one in prepared)}]",
-        "captions": f"[{','.join(one.captions_json for one in prepared if one.captions)}]",
-        "now": now,
-    }
+    """One statement and one commit for outcomes of different jobs.
+
+    Args:
+        connection: to PostgreSQL.
+        ids: of the jobs.
+        jobs: `Prepared.job` of each, as a JSON array.
+        captions: all of `Prepared.captions`, as a JSON array.
+        now: when they ended.
+
+    Returns:
+        The ids of those that passed the guard.
+    """
+    parameters = {"ids": ids, "outcomes": jobs, "captions": captions, "now": now}
     return set(connection.scalars(_combined_statement(), parameters).all())
 
 

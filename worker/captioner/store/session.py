@@ -78,6 +78,7 @@ def create_store_engine(
         "hide_parameters": True,
         # NaN is no JSON: PostgreSQL refuses it, SQLite would store what others cannot read.
         "json_serializer": partial(json.dumps, allow_nan=False, ensure_ascii=False),
+        "json_deserializer": _loads,
     }
     try:
         if parsed.get_backend_name() == "sqlite":
@@ -111,6 +112,14 @@ def create_store_engine(
         raise SettingsError(f"{URL_SETTING} names {parsed.drivername}, which is unknown") from error
     _ask_idle_connections(engine)
     return engine
+
+
+_decode = json.JSONDecoder().decode
+
+
+def _loads(text: str | bytes) -> Any:
+    """`json.loads`, without its search for the encoding: several of each row pass here."""
+    return _decode(text if isinstance(text, str) else str(text, "utf-8"))
 
 
 def display_url(url: URL) -> str:
