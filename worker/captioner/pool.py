@@ -6,6 +6,7 @@ threads have drained, and their jobs would wait for a model that is gone.
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import threading
@@ -20,6 +21,8 @@ from captioner.housekeeping import Housekeeping
 from captioner.shutdown import ImmediateEnd
 from captioner.worker_parts import WorkerParts, open_parts
 
+#: Containers made and not freed before Python looks for cycles among them; its default is 700.
+COLLECT_AFTER = 20_000
 #: How soon a worker whose engine cannot go on begins to end.
 WATCH_SECONDS = 1.0
 
@@ -64,6 +67,7 @@ class TaskPool(thread.TaskPool):
         self._housekeeping.start()
         if parts.captions:
             threading.Thread(target=self._watch, name="watch-engine", daemon=True).start()
+        _spare_the_collector()
         super().on_start()
 
     def on_close(self) -> None:
@@ -126,3 +130,14 @@ class TaskPool(thread.TaskPool):
         if self._parts and self._parts.captions:
             info["model"] = self._parts.captions.model.id
         return info
+
+
+def _spare_the_collector() -> None:
+    """Let Python's cycle collector pass over what stays until the end, and look less often.
+
+    It took an eighth of a busy worker's time (perf, 2026-11): what jobs leave behind is freed by
+    its reference counts, and modules and models never are.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)
