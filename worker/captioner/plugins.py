@@ -108,7 +108,7 @@ class Plugins:
 
     def implement(self, hook: str) -> bool:
         """True when one of them, at least, implements `hook`."""
-        return bool(getattr(self._manager.hook, hook).get_hookimpls())
+        return bool(self._implementations(hook))
 
     def names(self, hook: str) -> list[str]:
         """Those that implement `hook`, in the order they are called."""

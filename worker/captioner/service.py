@@ -201,7 +201,8 @@ class CaptionService:
         for job, ending in endings:
             if isinstance(ending, Outcome) and job.id in recorded:
                 states[job.id] = ending.state
-                self.reports.observers.tell("observe", event=_event(ending, job.lane))
+                if self.plugins.implement("observe"):
+                    self.reports.observers.tell("observe", event=_event(ending, job.lane))
             elif job.id not in states:  # canceled, or another attempt has begun: that one counts
                 logger.info("the result is not wanted any more", extra=_extra(job))
                 states[job.id] = self._state_of(job)
