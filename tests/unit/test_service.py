@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,8 +14,17 @@ from uuid import UUID
 import pytest
 from PIL import Image
 
-from captioner import Caption, CaptionRequest, Event, GenerationOptions, Source, attempts, hookimpl
-from captioner.domain import JobState, Requeue
+from captioner import (
+    Caption,
+    CaptionRequest,
+    Event,
+    GenerationOptions,
+    Source,
+    attempts,
+    hookimpl,
+    service,
+)
+from captioner.domain import JobState, Outcome, Requeue
 from captioner.engine import InlineEngine
 from captioner.errors import CrashError, ErrorCode, HostBusyError
 from captioner.media import StillImages
@@ -26,7 +35,7 @@ from captioner.service import CaptionService
 from captioner.settings import MediaSettings, Settings
 from captioner.stats import WorkerStats
 from captioner.store import Store, create_store_engine, upgrade
-from captioner.testing import FakeCaptionModel
+from captioner.testing import FakeCaption, FakeCaptionModel
 from processes import wait_until
 
 
@@ -334,6 +343,28 @@ def test_a_slow_one_of_a_message_holds_up_the_record_of_no_other(
         assert run.result(30) == [JobState.SUCCEEDED] * 6
     texts = [bench.store.get(one.id).caption for one in (first, *others)]
     assert texts == [f"mean colour 10 20 {30 + n}" for n in range(6)]
+
+
+def test_what_follows_closely_is_recorded_together(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "GATHER_SECONDS", 30.0)
+    record, generate, written = bench.store.record, bench.model.generate, []
+
+    def count(outcomes: Sequence[Outcome], **when: Any) -> set[UUID]:
+        written.append(len(outcomes))
+        return record(outcomes, **when)
+
+    def slowly(*batch: Any) -> list[list[FakeCaption]]:
+        threading.Event().wait(0.05)
+        return generate(*batch)
+
+    monkeypatch.setattr(bench.store, "record", count)
+    monkeypatch.setattr(bench.model, "generate", slowly)
+    requests = bench.submit(*[bench.picture(f"{n}.png", (10, 20, 30 + n)) for n in range(12)])
+    assert bench.service.run([one.id for one in requests]) == [JobState.SUCCEEDED] * 12
+    assert len(bench.model.batches) > 1
+    assert list(filter(None, written)) == [12]
 
 
 def test_one_of_a_message_can_be_canceled_while_the_engine_is_busy(bench: Bench) -> None:
