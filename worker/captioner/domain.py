@@ -120,7 +120,7 @@ class Source:
             return f"data:{self.uri[5:].partition(',')[0][:40]},…"
         if self.scheme == "file":
             return _shown_path(self.path)
-        head, slashes, rest = self.uri.partition("://")
+        head, slashes, _ = self.uri.partition("://")
         if not slashes or ":" in head:
             return _shown_path(self.uri)
         origin = _shown_origin(self.uri)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SCHEMES = ("http", "https")
 #: Open on every public host, and on those that are allowed without a port.
-_USUAL_PORTS = {"http": 80, "https": 443}
+USUAL_PORTS = {"http": 80, "https": 443}
 
 
 class Guard:
@@ -35,7 +35,7 @@ class Guard:
         """
         self._look_up = look_up
         self._hosts = limits.allowed_hosts
-        self._ports = frozenset({*_USUAL_PORTS.values(), *limits.allowed_ports})
+        self._ports = frozenset({*USUAL_PORTS.values(), *limits.allowed_ports})
 
     def objection(self, url: httpx.URL) -> str | None:
         """Why a URL is refused for what it shows itself; None: its addresses decide."""
@@ -43,7 +43,7 @@ class Guard:
             return "only http and https are allowed"
         if url.userinfo:
             return "URLs with a user name or a password are not allowed"
-        if not self._may_use(url.raw_host.decode("ascii"), url.port or _USUAL_PORTS[url.scheme]):
+        if not self._may_use(url.raw_host.decode("ascii"), url.port or USUAL_PORTS[url.scheme]):
             return (
                 "this port is not allowed "
                 "(CAPTIONER_MEDIA__ALLOWED_PORTS, CAPTIONER_MEDIA__ALLOWED_HOSTS)"
