@@ -16,7 +16,6 @@ from uuid import UUID, uuid4
 
 from captioner.errors import ErrorCode, InvalidRequestError, JobError
 from captioner.options import AltTextOptions, GenerationOptions, options_mapping
-from captioner.real_files import open_real, open_regular
 from captioner.video_options import VideoOptions
 
 if TYPE_CHECKING:
@@ -265,6 +264,8 @@ class Media:
         Raises:
             JobError: it cannot be read, or has become something else than a file.
         """
+        from captioner.real_files import open_real, open_regular  # POSIX: where jobs are worked on
+
         try:
             descriptor = open_real(self.path) if self.real else open_regular(self.path)
         except OSError as error:
