@@ -88,6 +88,24 @@ class Site(http.server.BaseHTTPRequestHandler):
         while not self.server.closing.is_set():  # type: ignore[attr-defined]
             self.wfile.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100)
 
+    def send_drip_hints(self) -> None:
+        while not self.server.closing.wait(0.05):  # type: ignore[attr-defined]
+            self.wfile.write(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+
+    def send_many_hints(self) -> None:
+        self.wfile.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100)
+        self.send_photo()
+
+    def send_switch(self) -> None:
+        self.wfile.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n")
+        self.send_endless()
+
+    def send_framed(self) -> None:
+        """Chunks of one byte, in frames of sixteen thousand."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            self.wfile.write(b"1;" + b"x" * 16_000 + b"\r\nx\r\n")
+
     def send_endless(self) -> None:
         self.answer(200)
         while True:

@@ -6,7 +6,6 @@ request has options of videos; other animations (WebP, AVIF) always are.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -69,16 +68,10 @@ def combine_captions(
 
 def _demuxer_of(media: Media, options: VideoOptions) -> str | None:
     try:
-        # Not blocking: should a FIFO have taken the file's place, nobody waits for its writer.
-        descriptor = os.open(media.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+        with media.open() as file:
+            head = file.read(PREFIX_BYTES)
+    except (JobError, OSError):
         return None  # who reads it next says why it cannot
-    try:
-        head = os.read(descriptor, PREFIX_BYTES)
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return "gif" if options != VideoOptions() else None
     return find_container(head)

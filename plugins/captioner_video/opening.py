@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -134,17 +133,8 @@ def _preference(stream: VideoStream) -> tuple[bool, int]:
 @contextlib.contextmanager
 def _file(media: Media, limits: MediaSettings) -> Iterator[BinaryIO]:
     """The file itself, checked after it was opened: what lies there may have been exchanged."""
-    try:
-        # Not blocking: should a FIFO have taken the file's place, nobody waits for its writer.
-        descriptor = os.open(media.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise JobError(
-            ErrorCode.FETCH_FAILED, f"{media.name}: {error.strerror or 'cannot be read'}"
-        ) from error
-    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123  # a descriptor has no path
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise JobError(ErrorCode.SOURCE_NOT_ALLOWED, f"{media.name} is not a file")
+    with media.open(buffering=0) as file:
+        status = os.fstat(file.fileno())
         if status.st_size > limits.max_video_bytes:
             raise JobError(
                 ErrorCode.MEDIA_TOO_LARGE,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from datetime import UTC, datetime, timedelta
-from urllib.parse import urlsplit
 from uuid import UUID
 
 from captioner import DeliveryError, Event, Job, Receipt, hookimpl
@@ -25,6 +24,7 @@ from captioner.webhooks import (
     endpoint_target,
     jobs_endpoint,
     load_settings,
+    receiver_origin,
     send,
     signing_secrets,
     webhook_body,
@@ -35,7 +35,7 @@ __all__ = ["Webhooks", "message_id", "webhooks"]
 logger = logging.getLogger(__name__)
 
 #: A target is `endpoint:` and an id, or this and the host of a job's own receiver: never more of a
-#: URL than that, and what is on its way to one host counts together.
+#: URL than that, and what is on its way to one host counts together, however it is spelled.
 URL = "url:"
 _LONGEST_ORIGIN_CHARACTERS = 200
 
@@ -68,9 +68,11 @@ class Webhooks:
         if not url:
             raise DeliveryError("the job has no webhook_url", permanent=True)
         try:
-            secrets = signing_secrets(endpoint, self._settings())
+            secrets = signing_secrets(endpoint, self._settings(), url=url)
         except SettingsError as error:
             raise DeliveryError(str(error)) from error
+        except ValueError:
+            raise DeliveryError("the webhook_url cannot be used", permanent=True) from None
         try:
             receipt = send(
                 url,
@@ -140,8 +142,10 @@ def _wants(endpoint: WebhookEndpoint, event: Event) -> bool:
 
 def _origin(url: str) -> str:
     """Scheme, host and port."""
-    parts = urlsplit(url)
-    origin = f"{parts.scheme}://{parts.netloc.lower()}"
+    try:
+        origin = receiver_origin(url)
+    except ValueError:
+        return "unusable"  # it was stored when less was known; its delivery says so
     if len(origin) <= _LONGEST_ORIGIN_CHARACTERS:
         return origin
     return hashlib.sha256(origin.encode()).hexdigest()[:32]

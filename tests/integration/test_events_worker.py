@@ -185,6 +185,11 @@ def test_people_see_deliveries_and_make_them_again(
     assert "2 deliveries" in run("redeliver", "--event", str(first.event.id))
     assert list(store.unexpanded(10)) == [first.event.id]
     assert "0 deliveries" in run("redeliver", "--dead", "--plugin", "recorder")
+    assert "0 deliveries" in run("redeliver", "--dead", "--plugin", "webhook")
+    unknown = run("redeliver", "--dead", "--plugin", "captioner_webhook", code=2)
+    assert unknown.startswith("captioner: --plugin 'captioner_webhook': no plugin has this name")
+    assert "webhook" in unknown.partition("there are ")[2]
+    assert unknown.count("\n") == 1
     assert "no event has the id 99" in run("redeliver", "--event", "99", code=1)
     assert "give either ids" in run("redeliver", code=2)
     assert "add --dead" in run("redeliver", "1", "--plugin", "recorder", code=2)

@@ -4,7 +4,13 @@ import pickle
 
 import pytest
 
-from captioner.domain import MAX_INLINE_CHARACTERS, CaptionRequest, JobState, Source
+from captioner.domain import (
+    MAX_INLINE_CHARACTERS,
+    CaptionRequest,
+    JobState,
+    Source,
+    webhook_display,
+)
 from captioner.errors import ErrorCode, InvalidRequestError, JobError, PluginError
 
 
@@ -31,6 +37,65 @@ def test_sources_show_no_secret(uri: str, scheme: str, display: str) -> None:
     assert source.scheme == scheme
     assert source.display == display
     assert "secret" not in repr(source)
+
+
+@pytest.mark.parametrize(
+    ("uri", "display"),
+    [
+        ("http:/user:hunter2@cms.example/a.jpg?hunter2", "…@cms.example/a.jpg?…"),
+        ("http:user:hunter2@cms.example", "…@cms.example"),
+        ("http:\\\\user:hunter2@cms.example", "…@cms.example"),
+        ("https:///user:hunter2@cms.example/a", "https:…"),
+        ("htp://user:hunter2@cms.example/a", "htp://cms.example/a"),
+        ("http//user:hunter2@cms.example/a", "…@cms.example/a"),
+        ("//user:hunter2@cms.example/a", "…@cms.example/a"),
+        ("user:hunter2@cms.example/a.jpg?hunter2", "…@cms.example/a.jpg?…"),
+        ("a-user:hunter2@cms.example/a.jpg?hunter2", "…@cms.example/a.jpg?…"),
+        ("hunter2@cms.example/a", "…@cms.example/a"),
+        ("/var/cms/user:hunter2@cms.example/a", "/var/cms/…@cms.example/a"),
+        ("file:/user:hunter2@cms.example/a", "/…@cms.example/a"),
+        ("file://user:hunter2@cms.example/a", "/a"),
+        ("https://user:hunter2@cms.example:port/a", "https:…"),
+        ("https://user:hunter2@x@cms.example/a", "https://cms.example/a"),
+        ("https://user:hunter2/x@cms.example/a", "https:…"),
+        ("https://user:12/hunter2@cms.example/a", "https:…"),
+        ("https://user:12?hunter2@cms.example/a", "https:…"),
+        ("https://user:12#hunter2@cms.example/a", "https:…"),
+        ("x:https://user:hunter2@cms.example/a", "…@cms.example/a"),
+    ],
+)
+def test_mistyped_urls_show_no_credentials(uri: str, display: str) -> None:
+    assert Source(uri).display == display
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "/media/photo@2x.jpg",
+        "/media/12:30/photo.jpg",
+        "https://cms.example/@user/photo@2x.jpg",
+        "s3://bucket/photo@2x.jpg",
+        "asset:17",
+    ],
+)
+def test_what_holds_no_credentials_is_shown_whole(uri: str) -> None:
+    assert Source(uri).display == uri
+
+
+@pytest.mark.parametrize(
+    ("url", "display"),
+    [
+        ("https://cms.example", "https://cms.example"),
+        ("https://cms.example/", "https://cms.example"),
+        ("https://cms.example:8443/hooks/hunter2?hunter2", "https://cms.example:8443/…"),
+        ("https://cms.example/?hunter2", "https://cms.example/…"),
+        ("http://[::1]:8080/hunter2", "http://[::1]:8080/…"),
+        ("https://hunter2@cms.example/", "https://cms.example"),
+        ("hunter2", "…"),
+    ],
+)
+def test_of_a_receiver_the_host_is_shown(url: str, display: str) -> None:
+    assert webhook_display(url) == display
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ import pytest
 
 from captioner.domain import Source
 from captioner.errors import ErrorCode, JobError
-from captioner.media import open_source
+from captioner.media import decode_image, open_source
+from captioner.media.files import _inside
 from captioner.settings import MediaSettings
 from pictures import jpeg
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 @pytest.fixture
@@ -170,6 +171,74 @@ def test_devices_pipes_and_sockets_are_refused_without_waiting(
         )
 
 
+def exchange(path: Path, target: Path) -> None:
+    """Put a link where a folder or a file was."""
+    path.rename(path.with_name("before"))
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize("name", ["folder", "folder/photo.jpg"])
+def test_what_becomes_a_link_after_the_check_is_not_opened(
+    root: Path, tmp_path: Path, limits: MediaSettings, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Between the check and the opening, by whoever may write under the root."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "photo.jpg").write_bytes(b"secret")
+    (root / "folder").mkdir()
+    (root / "folder/photo.jpg").write_bytes(jpeg())
+
+    def check(real: Path, roots: Iterable[Path]) -> bool:
+        inside = _inside(real, roots)
+        exchange(root / name, outside if name == "folder" else outside / "photo.jpg")
+        return inside
+
+    monkeypatch.setattr("captioner.media.files._inside", check)
+    error = failure(root / "folder/photo.jpg", limits)
+
+    assert error.code is ErrorCode.FETCH_FAILED
+
+
+@pytest.mark.parametrize("name", ["folder", "folder/photo.jpg"])
+def test_nor_is_what_becomes_one_before_it_is_decoded(
+    root: Path, tmp_path: Path, limits: MediaSettings, name: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "photo.jpg").write_bytes(jpeg())
+    (root / "folder").mkdir()
+    (root / "folder/photo.jpg").write_bytes(jpeg())
+    media = open_source(Source(f"{root}/folder/photo.jpg"), root, limits)
+    assert decode_image(media, limits).size == (64, 48)
+    exchange(root / name, outside if name == "folder" else outside / "photo.jpg")
+
+    with pytest.raises(JobError) as caught:
+        decode_image(media, limits)
+
+    assert caught.value.code is ErrorCode.FETCH_FAILED
+
+
+def test_a_fifo_in_the_files_place_blocks_nobody(root: Path, limits: MediaSettings) -> None:
+    media = open_source(Source(f"{root}/photo.jpg"), root, limits)
+    media.path.unlink()
+    os.mkfifo(media.path)
+
+    with pytest.raises(JobError) as caught:
+        media.open()
+
+    assert caught.value.code is ErrorCode.SOURCE_NOT_ALLOWED
+
+
+def test_descriptors_are_closed(root: Path, limits: MediaSettings) -> None:
+    os.mkfifo(root / "fifo")
+    before = len(list(Path("/dev/fd").iterdir()))
+    for _ in range(3):
+        open_source(Source(f"{root}/photo.jpg"), root, limits).open().close()
+        for name in ("fifo", "missing/photo.jpg", "photo.jpg/below", ""):
+            failure(f"{root}/{name}", limits)
+    assert len(list(Path("/dev/fd").iterdir())) == before
+
+
 def test_a_loop_of_links_ends(root: Path, limits: MediaSettings) -> None:
     (root / "a").symlink_to("b")
     (root / "b").symlink_to("a")
@@ -224,3 +293,14 @@ def test_unknown_schemes_name_the_known_ones(limits: MediaSettings) -> None:
     assert "'ftp'" in error.message
     assert "data, file, http, https" in error.message
     assert "secret" not in error.message
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["user:secret@a.example/a.jpg", "a-user:secret@a.example/a", "http//user:secret@a.example",
+     "//user:secret@a.example/a.jpg", "http:/user:secret@a.example", "ftp:user:secret@a.example"],
+)  # fmt: skip
+def test_credentials_in_mistyped_urls_are_not_repeated(limits: MediaSettings, uri: str) -> None:
+    message = failure(uri, limits).message
+    assert "secret" not in message
+    assert "user" not in message

@@ -23,7 +23,7 @@ from captioner.errors import ErrorCode, JobError
 from captioner.media import open_source, post_http
 from captioner.media.guard import Guard
 from captioner.media.http import open_http
-from captioner.media.network import resolve_host
+from captioner.media.lookups import resolve_host
 from captioner.settings import MediaSettings
 from processes import wait_until
 from sites import PHOTO, Server, running_site
@@ -112,9 +112,11 @@ URLS: list[tuple[str, ErrorCode]] = [
     ("http://public.example@127.0.0.1:{port}/", SHOWN),
     ("http://public.example%40127.0.0.1:{port}/", UNREADABLE),
     ("http://public.example\\@127.0.0.1:{port}/", SHOWN),
-    ("http://127.0.0.1:22/", SHOWN),
-    ("http://public.example:6379/", SHOWN),
-    ("https://public.example:5432/", SHOWN),
+    ("http://127.0.0.1:22/", REFUSED),
+    ("http://public.example:6379/", REFUSED),
+    ("https://public.example:5432/", REFUSED),
+    ("http://93.184.216.34:22/", REFUSED),
+    ("https://[2606:4700::1111]:6379/", REFUSED),
     ("http://127.0.0.1:1{port}/", UNREADABLE),
     ("http://127.0.0.1:0/", UNREADABLE),
     ("http://127.0.0.1:{port}:80/", UNREADABLE),
@@ -339,7 +341,7 @@ def test_spellings_that_only_the_resolver_understands(limits: MediaSettings, nam
         ("http://169.254.169.254/latest/meta-data/", REFUSED),
         ("http://metadata.google.internal/", REFUSED),
         ("http://public-then-private.example:{port}/", REFUSED),
-        ("http://127.0.0.1:22/", SHOWN),
+        ("http://127.0.0.1:22/", REFUSED),
         ("http://user:hunter2@127.0.0.1:{port}/", SHOWN),
         ("gopher://127.0.0.1:{port}/", SHOWN),
         ("file:///etc/passwd", SHOWN),
@@ -486,17 +488,24 @@ def test_hosts_and_ports_that_are_allowed(
             guard.resolve(host, port)
 
 
-def test_a_port_that_some_network_has_is_decided_by_the_address(
-    inside: Inside, dns: list[str], tmp_path: Path
+@pytest.mark.parametrize(
+    "hosts",
+    ["", "other.example:6379", "192.168.0.0/16:6379", "10.0.0.0/8", "intranet.example", "[::/0]:*"],
+)
+def test_what_is_allowed_elsewhere_shows_in_no_error(
+    inside: Inside, dns: list[str], tmp_path: Path, hosts: str
 ) -> None:
-    url = "http://intranet.example:6379/"
-    without = failure(url, tmp_path, MediaSettings())
-    named = failure(url, tmp_path, MediaSettings(allowed_hosts="other.example:6379"))
-    network = failure(url, tmp_path, MediaSettings(allowed_hosts="192.168.0.0/16:6379"))
+    """Were a port that nobody may use told apart from one that is allowed for some, errors would
+    tell what is in the list."""
+    errors = [
+        failure(url, tmp_path, MediaSettings(allowed_hosts=hosts))
+        for url in ("http://intranet.example:6379/", "http://10.0.0.5:6379/", "http://[::1]:1/")
+        if not (hosts == "[::/0]:*" and "::1" in url)
+    ]
 
-    assert (without.code, named.code, network.code) == (SHOWN, SHOWN, REFUSED)
-    assert "CAPTIONER_MEDIA__ALLOWED_PORTS" in without.message
-    assert dns == ["intranet.example"]
+    assert {(error.code, error.retryable) for error in errors} == {(REFUSED, True)}
+    assert len({error.message.partition(": ")[2] for error in errors}) == 1
+    assert "no connection could be made" in errors[0].message
     assert _attempts == []
 
 
@@ -535,6 +544,7 @@ def test_no_connection_is_one_text_for_every_reason(
         ("http://10.0.0.5/photo", resolve_host),  # refused
         ("http://intranet.example/photo", resolve_host),
         ("http://public-then-private.example/photo", resolve_host),
+        ("http://93.184.216.34:6379/photo", resolve_host),  # a port
         ("http://nowhere.example/photo", resolve_host),  # unknown
         (f"http://{'a' * 70}.example/photo", resolve_host),
         ("http://slow.example/photo", _hang),

@@ -13,9 +13,10 @@ import pytest
 from captioner.allowed_hosts import parse_allowed_hosts
 from captioner.domain import Source
 from captioner.errors import ErrorCode, JobError
-from captioner.media import decode_image, open_source
+from captioner.media import decode_image, lookups, open_source
 from captioner.media.http import open_http
-from captioner.media.network import Deadline, DeadlineBackend, resolve_host
+from captioner.media.lookups import resolve_host
+from captioner.media.network import Deadline, DeadlineBackend
 from captioner.settings import MediaSettings
 from sites import PHOTO, Server, running_site
 
@@ -57,6 +58,7 @@ def failure(uri: str, folder: Path, limits: MediaSettings = LIMITS) -> JobError:
         "photo?token=abc#part",
         "no-length",
         "chunked",
+        "many-hints",
         "identity",
         "hops/1",
         "hops/3",
@@ -116,6 +118,8 @@ def test_each_status_is_final_or_to_be_tried_again(
         ("endless", ErrorCode.MEDIA_TOO_LARGE, False),
         ("endless-chunk", ErrorCode.MEDIA_TOO_LARGE, False),
         ("endless-header", ErrorCode.FETCH_FAILED, True),
+        ("endless-hints", ErrorCode.FETCH_FAILED, True),
+        ("switch", ErrorCode.FETCH_FAILED, True),
         ("gzip", ErrorCode.FETCH_FAILED, False),
         ("gzip-bomb", ErrorCode.FETCH_FAILED, False),
         ("gzip-transfer", ErrorCode.FETCH_FAILED, True),
@@ -149,7 +153,7 @@ def test_each_misbehaviour_has_its_code(
 
 
 @pytest.mark.parametrize(
-    "path", ["drip-body", "drip-headers", "endless-hints", "silence", "slow-loop"]
+    "path", ["drip-body", "drip-headers", "drip-hints", "silence", "slow-loop"]
 )
 def test_the_deadline_is_for_the_whole_download(server: Server, tmp_path: Path, path: str) -> None:
     limits = HURRIED.model_copy(update={"max_redirects": 20})
@@ -160,6 +164,16 @@ def test_the_deadline_is_for_the_whole_download(server: Server, tmp_path: Path, 
     assert 0.25 < time.monotonic() - started < 1.5
     assert (error.code, error.retryable) == (ErrorCode.FETCH_TIMEOUT, True)
     assert "CAPTIONER_MEDIA__FETCH_TIMEOUT_SECONDS" in error.message
+
+
+def test_bytes_that_are_no_part_of_the_body_are_limited_too(server: Server, tmp_path: Path) -> None:
+    limits = LIMITS.model_copy(update={"max_video_bytes": 100_000, "fetch_timeout_seconds": 60})
+    started = time.monotonic()
+
+    error = failure(f"{server.url}/framed", tmp_path, limits)
+
+    assert time.monotonic() - started < 20
+    assert (error.code, error.retryable) == (ErrorCode.FETCH_FAILED, True)
 
 
 def test_what_goes_beyond_the_announced_length_is_not_taken(server: Server, tmp_path: Path) -> None:
@@ -182,6 +196,31 @@ def test_name_resolution_is_under_the_deadline_too(tmp_path: Path) -> None:
 
     assert time.monotonic() - started < 1.5
     assert caught.value.code is ErrorCode.FETCH_FAILED
+
+
+def test_names_that_are_never_resolved_do_not_pile_up_threads(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookups, "_turns", threading.BoundedSemaphore(3))
+    release, hurried = threading.Event(), LIMITS.model_copy(update={"fetch_timeout_seconds": 0.02})
+
+    def hang(host: str, port: int) -> list[str]:
+        release.wait(60)
+        raise OSError
+
+    def resolving() -> int:
+        return sum(one.name == "captioner-resolve" for one in threading.enumerate())
+
+    told = set()
+    for _ in range(10):
+        with pytest.raises(JobError) as caught:
+            open_http(Source("http://slow.example/photo"), tmp_path, hurried, look_up=hang)
+        told.add((caught.value.code, caught.value.message))
+    assert resolving() == 3
+    assert len(told) == 1
+    release.set()
+    # Waits for its turn, which comes as soon as the others have given up.
+    assert open_http(Source(f"{server.url}/photo"), tmp_path, LIMITS).path.read_bytes() == PHOTO
 
 
 @pytest.mark.parametrize(

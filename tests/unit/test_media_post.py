@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ import pytest
 
 from captioner.errors import ErrorCode, JobError
 from captioner.media import Answer, post_http
+from captioner.media.network import MAX_HEAD_BYTES
 from captioner.settings import MediaSettings
 from sites import PHOTO, Server, running_site
 
@@ -120,7 +122,7 @@ def test_a_body_that_drips_is_cut_at_the_deadline(server: Server) -> None:
     assert 0 < len(answer.body) < 1000
 
 
-@pytest.mark.parametrize("path", ["drip-headers", "endless-hints", "silence"])
+@pytest.mark.parametrize("path", ["drip-headers", "drip-hints", "silence"])
 def test_without_a_status_there_is_no_answer(server: Server, path: str) -> None:
     started = time.monotonic()
 
@@ -129,6 +131,57 @@ def test_without_a_status_there_is_no_answer(server: Server, path: str) -> None:
     assert time.monotonic() - started < 1.5
     assert (error.code, error.retryable) == (ErrorCode.FETCH_TIMEOUT, True)
     assert "0.3 seconds" in error.message
+
+
+def test_interim_answers_are_no_answer_however_many_there_are(server: Server) -> None:
+    started = time.monotonic()
+
+    error = failure(f"{server.url}/endless-hints", deadline_seconds=30)
+
+    assert time.monotonic() - started < 10
+    assert (error.code, error.retryable) == (ErrorCode.FETCH_FAILED, True)
+    assert post(f"{server.url}/many-hints").status == 200
+
+
+def test_a_switch_of_protocols_that_nobody_asked_for_is_no_answer(server: Server) -> None:
+    assert failure(f"{server.url}/switch").code is ErrorCode.FETCH_FAILED
+
+
+def test_a_body_in_large_frames_is_cut(server: Server) -> None:
+    started = time.monotonic()
+
+    answer = post(f"{server.url}/framed", deadline_seconds=30)
+
+    assert time.monotonic() - started < 10
+    assert answer.status == 200
+    assert 0 < len(answer.body) < MAX_HEAD_BYTES // 16_000 + 1
+
+
+def test_a_slow_reader_is_given_up_at_the_deadline() -> None:
+    """It always takes something before the time for one write is over."""
+    done = threading.Event()
+
+    def read_slowly(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            while not done.wait(0.02) and connection.recv(500_000):
+                pass
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        reader = threading.Thread(target=read_slowly, args=(listener,))
+        reader.start()
+        port = listener.getsockname()[1]
+        started = time.monotonic()
+        with pytest.raises(JobError) as caught:
+            post(f"http://127.0.0.1:{port}/", body=bytes(200 * 2**20), deadline_seconds=0.5)
+        took = time.monotonic() - started
+        done.set()
+        reader.join()
+
+    assert caught.value.code is ErrorCode.FETCH_TIMEOUT
+    assert 0.4 < took < 1.5
 
 
 def test_what_is_no_answer_says_so(server: Server) -> None:
@@ -144,7 +197,7 @@ def test_what_is_no_answer_says_so(server: Server) -> None:
         ("http://10.0.0.1/path", ErrorCode.FETCH_FAILED),
         ("http://no-such-host.invalid/path", ErrorCode.FETCH_FAILED),
         ("http://user:hunter2@127.0.0.1/path", ErrorCode.SOURCE_NOT_ALLOWED),
-        ("https://hooks.example:22/path", ErrorCode.SOURCE_NOT_ALLOWED),
+        ("https://hooks.example:22/path", ErrorCode.FETCH_FAILED),
         ("ftp://127.0.0.1/path", ErrorCode.SOURCE_NOT_ALLOWED),
         ("file:///path", ErrorCode.SOURCE_NOT_ALLOWED),
         ("path", ErrorCode.SOURCE_NOT_ALLOWED),

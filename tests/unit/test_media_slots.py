@@ -185,6 +185,20 @@ def test_one_host_by_many_names_of_the_same_case_is_one(impatient: None) -> None
                 slots.hold(Source(uri), Lane.INTERACTIVE).__enter__()
 
 
+@pytest.mark.parametrize(
+    "spelling",
+    ["http://0x7f.1:81/", "http://2130706433/", "http://127.0.0.1./", "http://[::ffff:7f00:1]/"],
+)
+def test_one_address_by_many_spellings_is_one(impatient: None, spelling: str) -> None:
+    slots = HostSlots(1, 100)
+    with (
+        slots.hold(Source("https://127.0.0.1/a"), Lane.INTERACTIVE),
+        pytest.raises(HostBusyError),
+        slots.hold(Source(spelling), Lane.INTERACTIVE),
+    ):
+        pass
+
+
 def test_bulk_leaves_a_quarter_of_every_host_and_of_all(impatient: None) -> None:
     slots = HostSlots(4, 8)
     with ExitStack() as stack:

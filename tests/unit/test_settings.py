@@ -98,3 +98,18 @@ def test_a_lease_outlives_the_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None
         load_settings()
     set_environment(monkeypatch, WORKER__LEASE_SECONDS="46", RETENTION__FINISHED_DAYS="7")
     assert load_settings().retention.finished_days == 7
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["MEDIA__ALLOWED_HOSTS", "MEDIA__ALLOWED_PORTS", "LOG__LEVEL", "DATABASE__URL", "BROKER__URL"],
+)
+@pytest.mark.parametrize("value", ["https://user:hunter2@cms.example", "user:hunter2@cms.example"])
+def test_a_url_in_the_wrong_place_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(f"CAPTIONER_{variable}", value)
+    with pytest.raises(SettingsError) as raised:
+        load_settings()
+    assert f"CAPTIONER_{variable}" in str(raised.value)
+    assert "hunter2" not in str(raised.value)

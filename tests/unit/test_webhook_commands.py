@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import pytest
 
@@ -73,7 +75,7 @@ def test_an_endpoint_from_its_beginning_to_its_end(run: Run, settings: Settings)
     assert signing_secrets(endpoint, settings) == [secret]
 
     listed = run("list").out
-    for shown in (endpoint_id, "enabled", "https://hooks.example/in?…", "the [red]CMS"):
+    for shown in (endpoint_id, "enabled", "https://hooks.example/…", "the [red]CMS"):
         assert shown in listed
     assert "caption.failed, video.failed" in listed
     assert secret not in listed + run("list", "--json").out
@@ -120,9 +122,8 @@ def test_what_is_no_time(run: Run, given: str) -> None:
 
 
 def test_the_jobs_own_receivers(run: Run, settings: Settings) -> None:
-    secret = run("rotate", "jobs", "--json").json["secret"]
-    with open_store(settings) as store:
-        assert signing_secrets(store.endpoint(JOBS_ENDPOINT_ID), settings) == [secret]
+    rotated = run("rotate", "jobs", "--json").json
+    assert (rotated["id"], "secret" in rotated) == ("jobs", False)
     (entry,) = run("list", "--json").json
     assert entry["id"] == "jobs"
     assert run("disable", "jobs").code == 0
@@ -130,6 +131,39 @@ def test_the_jobs_own_receivers(run: Run, settings: Settings) -> None:
     assert run("enable", "jobs").code == 0
     for arguments in (("remove", "jobs"), ("test", "jobs"), ("deliveries", "jobs")):
         assert run(*arguments).code == 2
+
+
+def test_the_secret_of_a_jobs_receiver_is_shown_whenever_it_is_asked_for(
+    run: Run, settings: Settings
+) -> None:
+    shown = run("secret", "https://CMS.example:443/hooks/s3cret?token=s3cret")
+    assert shown.code == 0
+    assert re.fullmatch(r"receiver  https://cms.example:443/…\nsecret    whsec_\S+\n", shown.out)
+    secret = shown.out.split()[-1]
+    again = run("secret", "https://cms.example/hooks/s3cret", "--json").json
+    assert again == {"url": "https://cms.example/…", "secret": secret}
+    with open_store(settings) as store:
+        endpoint = store.endpoint(JOBS_ENDPOINT_ID)
+    assert signing_secrets(endpoint, settings, url="https://cms.example/hooks/s3cret") == [secret]
+    assert run("secret", "https://cms.example/other", "--json").json["secret"] != secret
+    assert "captioner webhooks secret URL" in run("rotate", "jobs").out
+    assert run("secret", "https://cms.example/hooks/s3cret", "--json").json["secret"] != secret
+
+
+def test_an_encryption_key_is_replaced(
+    run: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = (run("new-key").out.strip() for _ in range(2))
+    monkeypatch.setenv("CAPTIONER_WEBHOOKS__ENCRYPTION_KEY", old)
+    secret = run("secret", URL, "--json").json["secret"]
+    added = run("add", URL, "--json").json
+    monkeypatch.setenv("CAPTIONER_WEBHOOKS__ENCRYPTION_KEY", f"{new},{old}")
+    assert run("reencrypt").out.startswith("2 endpoints")
+    monkeypatch.setenv("CAPTIONER_WEBHOOKS__ENCRYPTION_KEY", new)
+    assert run("secret", URL, "--json").json["secret"] == secret
+    with open_store(settings) as store:
+        endpoint = store.endpoint(UUID(added["id"]))
+    assert signing_secrets(endpoint, Settings()) == [added["secret"]]
 
 
 def test_the_jobs_own_receivers_are_disabled_before_there_was_one(
@@ -145,6 +179,8 @@ def test_the_jobs_own_receivers_are_disabled_before_there_was_one(
     [
         (("add", "https://u:s3cret@x.example"), 2, "user name or a password"),
         (("add", "x.example"), 2, "https://host/path"),
+        (("secret", "https://u:s3cret@x.example"), 2, "user name or a password"),
+        (("secret", "s3cret"), 2, "https://host/path"),
         (("add", URL, "--events", "done"), 2, "caption.succeeded"),
         (("rotate", "nope"), 1, "captioner webhooks list"),
         (("remove", "7d0c1f6e-2f6b-4bd0-9f0e-000000000000"), 1, "no webhook endpoint"),

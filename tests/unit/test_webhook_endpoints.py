@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from cryptography.fernet import Fernet
 from sqlalchemy import text
 
 from captioner.domain import EndpointState
@@ -16,7 +18,9 @@ from captioner.webhooks.endpoints import (
     JOBS_ENDPOINT_ID,
     add_endpoint,
     jobs_endpoint,
+    reencrypt_secrets,
     rotate_secret,
+    secret_of_receiver,
     signing_secrets,
 )
 
@@ -55,7 +59,8 @@ def test_neither_url_nor_secret_is_shown(store: Store, settings: Settings) -> No
         assert "s3cret" not in shown
         assert secret not in shown
         assert endpoint.secret not in shown
-        assert "https://hooks.example/in?…" in shown
+        assert "https://hooks.example/…" in shown
+        assert "/in" not in shown
 
 
 @pytest.mark.parametrize(
@@ -150,22 +155,92 @@ def test_an_unknown_endpoint_is_not_found(store: Store, settings: Settings) -> N
             call()
 
 
+def keyed(folder: Path, *keys: str) -> Settings:
+    values = {"data_dir": folder, "webhooks": {"encryption_key": ",".join(keys)}}
+    return Settings.model_validate(values)
+
+
+def test_after_a_rotation_the_old_key_is_not_needed(store: Store, tmp_path: Path) -> None:
+    old_key, new_key = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    endpoint, old = add_endpoint(store, keyed(tmp_path, old_key), URL)
+    both, newest = keyed(tmp_path, new_key, old_key), keyed(tmp_path, new_key)
+    new = rotate_secret(store, both, endpoint.id, keep_previous=timedelta(hours=1))
+    assert signing_secrets(store.endpoint(endpoint.id), newest) == [new, old]
+
+
+def test_a_secret_whose_key_is_lost_can_be_replaced_but_not_kept(
+    store: Store, tmp_path: Path
+) -> None:
+    lost, found = keyed(tmp_path, Fernet.generate_key().decode()), keyed(tmp_path / "other")
+    endpoint, _ = add_endpoint(store, lost, URL)
+    with pytest.raises(SettingsError, match="another key"):
+        rotate_secret(store, found, endpoint.id, keep_previous=timedelta(hours=1))
+    assert store.endpoint(endpoint.id) == endpoint
+    new = rotate_secret(store, found, endpoint.id)
+    assert signing_secrets(store.endpoint(endpoint.id), found) == [new]
+
+
+def test_secrets_are_encrypted_anew_without_being_changed(store: Store, tmp_path: Path) -> None:
+    old_key, new_key = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    old = keyed(tmp_path, old_key)
+    one, secret = add_endpoint(store, old, URL)
+    two, previous = add_endpoint(store, old, URL)
+    kept = rotate_secret(store, old, two.id, keep_previous=timedelta(hours=1))
+    three, _ = add_endpoint(store, old, URL)
+    current = rotate_secret(store, old, three.id, keep_previous=timedelta(microseconds=1))
+    told = signing_secrets(jobs_endpoint(store, old), old, url=URL)
+
+    assert reencrypt_secrets(store, keyed(tmp_path, new_key, old_key)) == 4
+
+    newest = keyed(tmp_path, new_key)
+    found = [signing_secrets(store.endpoint(id_), newest) for id_ in (one.id, two.id, three.id)]
+    assert found == [[secret], [kept, previous], [current]]
+    assert signing_secrets(jobs_endpoint(store, newest), newest, url=URL) == told
+    assert store.endpoint(three.id).previous_secret is None
+    with pytest.raises(SettingsError, match="another key"):
+        reencrypt_secrets(store, keyed(tmp_path, Fernet.generate_key().decode()))
+
+
+def test_who_rotates_at_once_loses_no_secret(store: Store, settings: Settings) -> None:
+    endpoint, _ = add_endpoint(store, settings, URL)
+    with ThreadPoolExecutor(4) as pool:
+        made = set(
+            pool.map(
+                lambda _: rotate_secret(
+                    store, settings, endpoint.id, keep_previous=timedelta(hours=1)
+                ),
+                range(8),
+            )
+        )
+    assert len(made) == 8
+    assert set(signing_secrets(store.endpoint(endpoint.id), settings)) < made
+    assert not store.replace_endpoint_secret(endpoint, "x", previous=None, previous_until=None)
+
+
 def test_the_endpoint_of_all_jobs_is_made_once(store: Store, settings: Settings) -> None:
     add_endpoint(store, settings, URL)
     made = jobs_endpoint(store, settings)
     assert made.id == JOBS_ENDPOINT_ID
     assert jobs_endpoint(store, settings) == made
     assert not store.add_endpoint(made)
-    secret = rotate_secret(store, settings, JOBS_ENDPOINT_ID)
-    assert signing_secrets(jobs_endpoint(store, settings), settings) == [secret]
     assert len(store.endpoints()) == 2
 
 
-def test_the_secret_of_all_jobs_is_there_when_it_is_asked_for(
-    store: Store, settings: Settings
-) -> None:
-    secret = rotate_secret(store, settings, JOBS_ENDPOINT_ID)
-    assert signing_secrets(jobs_endpoint(store, settings), settings) == [secret]
+def test_each_receiver_of_jobs_has_a_secret_of_its_own(store: Store, settings: Settings) -> None:
+    urls = ["https://a.example/hook", "https://b.example/hook", "https://a.example/other"]
+    secrets = [secret_of_receiver(store, settings, url) for url in urls]
+    assert len(set(secrets)) == 3
+    root = rotate_secret(store, settings, JOBS_ENDPOINT_ID, keep_previous=timedelta(hours=1))
+    endpoint = jobs_endpoint(store, settings)
+    for url, old in zip(urls, secrets, strict=True):
+        new = secret_of_receiver(store, settings, url)
+        assert signing_secrets(endpoint, settings, url=f"{url}?job=17") == [new, old]
+        assert root not in (new, old)
+    for url in ("", "no url", "ftp://a.example/"):
+        with pytest.raises(ValueError):
+            signing_secrets(endpoint, settings, url=url)
+        with pytest.raises(InvalidRequestError):
+            secret_of_receiver(store, settings, url)
 
 
 def test_another_machines_key_is_one_clear_line(

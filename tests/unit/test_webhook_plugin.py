@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -25,11 +26,13 @@ from captioner.store import Store, create_store_engine, upgrade
 from captioner.testing import registered_plugin
 from captioner.webhooks import verify
 from captioner.webhooks.body import webhook_body
+from captioner.webhooks.encryption import KEY_FILE, SecretCipher
 from captioner.webhooks.endpoints import (
     JOBS_ENDPOINT_ID,
     add_endpoint,
     jobs_endpoint,
     rotate_secret,
+    secret_of_receiver,
     signing_secrets,
 )
 from captioner.webhooks.sending import retry_after_seconds
@@ -126,6 +129,41 @@ def test_a_jobs_own_receiver_is_named_by_its_host(plugin: Webhooks, store: Store
     assert plugin.event_targets(*long, store) == [target]
 
 
+@pytest.mark.parametrize(
+    ("spellings", "target"),
+    [
+        (
+            ["https://cms.example", "HTTPS://CMS.example/a", "https://cms.example.:443/?b",
+             "https://cms.example:0443/", "https://CMS.EXAMPLE../"],
+            "url:https://cms.example",
+        ),
+        (
+            ["http://127.0.0.1/", "http://0x7f.1/", "http://2130706433/", "http://127.1:80/",
+             "http://017700000001/", "http://[::ffff:127.0.0.1]/", "http://[::FFFF:7f00:1]:80/",
+             "http://[0:0:0:0:0:ffff:127.0.0.1]/", "http://127.0.0.1./"],
+            "url:http://127.0.0.1",
+        ),
+        (["http://[::1]:8080", "http://[0:0::0001]:8080/"], "url:http://[::1]:8080"),
+    ],
+)  # fmt: skip
+def test_however_it_is_spelled_a_host_is_one_target(
+    plugin: Webhooks, store: Store, spellings: list[str], target: str
+) -> None:
+    for url in spellings:
+        assert plugin.event_targets(*ended(store, webhook_url=url), store) == [target], url
+
+
+def test_a_url_that_no_job_could_have_today_is_given_up(
+    plugin: Webhooks, store: Store, settings: Settings
+) -> None:
+    event, job = ended(store, webhook_url="https://cms.example/")
+    job = dataclasses.replace(job, webhook_url="https://cms%2eexample/s3cret")
+    (target,) = plugin.event_targets(event, job, store)
+    error = failure(plugin, event, job, target, store)
+    assert error.permanent
+    assert "s3cret" not in f"{target} {error}"
+
+
 def test_webhook_urls_of_jobs_can_be_disabled(
     plugin: Webhooks, store: Store, settings: Settings
 ) -> None:
@@ -207,18 +245,54 @@ def test_while_the_secret_changes_both_sign(
     assert [second.verified_by(one) for one in (old, new, newest)] == [False, False, True]
 
 
-def test_the_receiver_of_a_job_is_told_with_the_secret_of_all_jobs(
+def test_the_receiver_of_a_job_is_told_with_a_secret_of_its_own(
     plugin: Webhooks, store: Store, settings: Settings
 ) -> None:
     with Receiver() as receiver:
-        secret = rotate_secret(store, settings, JOBS_ENDPOINT_ID)
-        event, job = ended(store, webhook_url=f"{receiver.url}/jobs?token=s3cret")
+        url = f"{receiver.url}/jobs?token=s3cret"
+        secret = secret_of_receiver(store, settings, url)
+        event, job = ended(store, webhook_url=url)
         (target,) = plugin.event_targets(event, job, store)
         assert plugin.deliver_event(event, job, target, store).status == 204
     (request,) = receiver.received
     assert request.path == "/jobs?token=s3cret"
     assert request.verified_by(secret)
     assert b"s3cret" not in request.body
+
+
+def test_what_one_receiver_got_is_believed_by_no_other(
+    plugin: Webhooks, store: Store, settings: Settings
+) -> None:
+    """Whoever may submit jobs has webhooks signed for a receiver of his, and repeats them."""
+    with Receiver() as his, Receiver() as victim:
+        event, job = ended(store, webhook_url=f"{his.url}/hook")
+        (target,) = plugin.event_targets(event, job, store)
+        plugin.deliver_event(event, job, target, store)
+        _, registered_secret = add_endpoint(store, settings, f"{victim.url}/hook")
+        theirs = secret_of_receiver(store, settings, f"{victim.url}/hook")
+        neighbours = secret_of_receiver(store, settings, f"{his.url}/neighbour")
+    (request,) = his.received
+    assert request.verified_by(secret_of_receiver(store, settings, f"{his.url}/hook?x"))
+    root = SecretCipher([(settings.data_dir / KEY_FILE).read_text()]).decrypt(
+        store.endpoint(JOBS_ENDPOINT_ID).secret
+    )
+    for secret in (theirs, neighbours, registered_secret, root):
+        assert not request.verified_by(secret)
+
+
+def test_while_the_secrets_of_jobs_change_both_sign(
+    plugin: Webhooks, store: Store, settings: Settings
+) -> None:
+    with Receiver() as receiver:
+        old = secret_of_receiver(store, settings, receiver.url)
+        rotate_secret(store, settings, JOBS_ENDPOINT_ID, keep_previous=timedelta(hours=1))
+        new = secret_of_receiver(store, settings, receiver.url)
+        event, job = ended(store, webhook_url=receiver.url)
+        (target,) = plugin.event_targets(event, job, store)
+        plugin.deliver_event(event, job, target, store)
+    (request,) = receiver.received
+    assert old != new
+    assert (request.verified_by(old), request.verified_by(new)) == (True, True)
 
 
 def test_unsigned_is_never_sent(plugin: Webhooks, store: Store) -> None:
@@ -487,7 +561,7 @@ def test_its_settings_are_the_environments(
         plugin = Webhooks()
         (target,) = plugin.event_targets(event, job, store)
         plugin.deliver_event(event, job, target, store)
-    (secret,) = signing_secrets(jobs_endpoint(store, Settings()), Settings())
+    (secret,) = signing_secrets(jobs_endpoint(store, Settings()), Settings(), url=receiver.url)
     assert receiver.received[0].verified_by(secret)
 
 

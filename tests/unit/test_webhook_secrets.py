@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import stat
 import threading
 from pathlib import Path
@@ -76,10 +77,27 @@ def test_who_only_reads_makes_no_key(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601])
+def test_a_key_that_is_open_to_others_is_refused(tmp_path: Path, mode: int) -> None:
     open_cipher(settings(tmp_path), create=True)
-    (tmp_path / KEY_FILE).chmod(0o640)
+    (tmp_path / KEY_FILE).chmod(mode)
     with pytest.raises(SettingsError, match="chmod 600"):
+        open_cipher(settings(tmp_path))
+
+
+def test_a_key_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_cipher(settings(tmp_path), create=True)
+    if os.geteuid() == 0:
+        os.chown(tmp_path / KEY_FILE, 65534, -1)
+    else:  # only root can give files away: be somebody else instead
+        monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    with pytest.raises(SettingsError, match=r"belongs to user .* run it as that user, or set"):
+        open_cipher(settings(tmp_path))
+
+
+def test_what_is_no_file_is_no_key_and_blocks_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / KEY_FILE, 0o600)
+    with pytest.raises(SettingsError, match="is not a file"):
         open_cipher(settings(tmp_path))
 
 

@@ -31,6 +31,10 @@ SECRET = "https://cms.example:8443/hooks/17?token=s3cret"
         "https://cms.example:99999/",
         "https://cms.example:0/",
         "https://[::1/",
+        "https://cms%2eexample/",
+        "https://cms.example\\.s3cret.example/",
+        "https://[fe80::1%25eth0]/",
+        "https://cms.example;s3cret/",
         "https://s3cret@cms.example/",
         "https://name:s3cret@cms.example/",
         "https://cms.example/s3cret hook",
@@ -58,7 +62,7 @@ def test_it_is_stored_in_full_and_shown_redacted(sqlite_url: str) -> None:
         created = store.add([request])[0].job
         job = store.get(request.id)
         assert created.webhook_url == job.webhook_url == job.request.webhook_url == SECRET
-        assert job.as_mapping()["webhook_url"] == "https://cms.example:8443/hooks/17?…"
+        assert job.as_mapping()["webhook_url"] == "https://cms.example:8443/…"
         assert "s3cret" not in f"{request!r} {job!r} {json.dumps(job.as_mapping())}"
         # Whoever submits again with another one means the same job, which keeps its own.
         other = CaptionRequest(

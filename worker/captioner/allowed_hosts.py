@@ -49,6 +49,8 @@ def parse_allowed_hosts(text: str) -> tuple[AllowedHost, ...]:
 
 
 def _parse(entry: str) -> AllowedHost:
+    if "@" in entry:  # not quoted: somebody has written a URL, with a password in it
+        raise ValueError("a host has no user name; write intranet.example or 10.0.0.0/8")
     if network := _network(entry):  # before ports are looked for: IPv6 is full of colons
         return AllowedHost(network)
     parts = _ENTRY.fullmatch(entry)

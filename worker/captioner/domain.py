@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 from uuid import UUID, uuid4
 
-from captioner.errors import ErrorCode, InvalidRequestError
+from captioner.errors import ErrorCode, InvalidRequestError, JobError
 from captioner.options import AltTextOptions, GenerationOptions, options_mapping
 from captioner.video_options import VideoOptions
 
@@ -32,6 +33,10 @@ MAX_WEBHOOK_URL_CHARACTERS = 2_048
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 #: Half a character, which UTF-8 cannot encode.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+#: What may be a user's name and password, before an `@`.
+_CREDENTIALS = re.compile(r"^(//|[^/]).*@|[^/@]*:.*@")
+#: A name after IDNA, or an address: what every parser of URLs takes for the same host.
+_HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+", re.ASCII)
 
 
 class JobState(StrEnum):
@@ -100,30 +105,33 @@ class Source:
 
     @property
     def display(self) -> str:
-        """The source as it may be shown and logged: no credentials, query, fragment or bytes."""
+        """The source as it may be shown and logged: no credentials, query, fragment or bytes.
+
+        Nor what may be meant as credentials in a URL that is mistyped: of `user:password@host/a`
+        there is `…@host/a`.
+        """
         if self.scheme == "data":
             return f"data:{self.uri[5:].partition(',')[0][:40]},…"
         if self.scheme == "file":
-            path = self.path
-            if path.isprintable():
-                return path
-            # What is percent-encoded in a URL may be a line break once decoded.
-            return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in path)
-        try:
-            parts = urlsplit(self.uri)
-            host, port = parts.hostname or "", parts.port
-        except ValueError:
+            return _shown_path(self.path)
+        head, slashes, _ = self.uri.partition("://")
+        if not slashes or ":" in head:
+            return _shown_path(self.uri)
+        origin = _shown_origin(self.uri)
+        if origin is None:
             return f"{self.scheme}:…"
-        host = f"[{host}]" if ":" in host else host
-        query = "?…" if parts.query else ""
-        return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}{query}"
+        parts = urlsplit(self.uri)
+        return f"{origin}{_CREDENTIALS.sub('…@', parts.path)}{'?…' if parts.query else ''}"
 
     @property
     def path(self) -> str:
         """The local path of a `file` source, percent-decoded when it came as a URL."""
         if self.uri[:5].lower() != "file:":
             return self.uri
-        return unquote(urlsplit(self.uri).path)
+        try:
+            return unquote(urlsplit(self.uri).path)
+        except ValueError:  # file://[
+            return ""
 
 
 def _scheme(uri: str) -> str:
@@ -186,13 +194,50 @@ def check_webhook_url(url: object) -> None:
         raise InvalidRequestError("webhook_url must be ASCII without spaces; percent-encode it")
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        host = parts.hostname or ""
+        usable = parts.scheme in ("http", "https") and _HOST.fullmatch(host) and parts.port != 0
     except ValueError:
         usable = False
     if not usable:
         raise InvalidRequestError("webhook_url must be of the form https://host/path")
     if parts.username is not None or parts.password is not None:
         raise InvalidRequestError("webhook_url must not hold a user name or a password")
+
+
+def webhook_display(url: str) -> str:
+    """A receiver's URL as it may be shown: its path is often what keeps others out."""
+    origin = _shown_origin(url)
+    if origin is None:
+        return "…"
+    parts = urlsplit(url)
+    return f"{origin}/…" if parts.path not in ("", "/") or parts.query else origin
+
+
+def _shown_path(text: str) -> str:
+    """An absolute path, or what is none and may have been meant to be a URL."""
+    if not text.isprintable():
+        # What is percent-encoded in a URL may be a line break once decoded.
+        text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    shown = _CREDENTIALS.sub("…@", text)
+    if text.startswith("/") and not text.startswith("//"):
+        return shown
+    before, query, _ = shown.partition("?")
+    return f"{before}?…" if query else before
+
+
+def _shown_origin(url: str) -> str | None:
+    """Scheme, host and port; None when it is not certain which part of the text they are."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    # In https://user:12/34@host a password with a slash in it looks like a port and a path.
+    behind = url.partition("://")[2].removeprefix(parts.netloc)
+    if not host or (port is not None and "@" in behind):
+        return None
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}{f':{port}' if port else ''}"
 
 
 def _deadline(value: object) -> datetime:
@@ -212,6 +257,26 @@ class Media:
     path: Path
     #: The source as it may be shown (`Source.display`).
     name: str
+    #: The path was checked, free of symbolic links; it is not opened when it has some by now.
+    real: bool = False
+
+    def open(self, *, buffering: int = -1) -> BinaryIO:
+        """Open the file for reading; better than by its path, which may lead elsewhere by now.
+
+        Raises:
+            JobError: it cannot be read, or has become something else than a file.
+        """
+        from captioner.real_files import open_real, open_regular  # POSIX: where jobs are worked on
+
+        try:
+            descriptor = open_real(self.path) if self.real else open_regular(self.path)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                raise JobError(ErrorCode.SOURCE_NOT_ALLOWED, f"{self.name} is not a file") from None
+            raise JobError(
+                ErrorCode.FETCH_FAILED, f"{self.name}: {error.strerror or 'cannot be read'}"
+            ) from error
+        return open(descriptor, "rb", buffering=buffering)  # noqa: PTH123 (it has no path)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -362,7 +427,7 @@ class Job:
             "lane": self.lane.value,
             "options": options_mapping(self.options, self.alt_text, self.video),
             "deadline_at": _iso(self.deadline_at),
-            "webhook_url": Source(self.webhook_url).display if self.webhook_url else None,
+            "webhook_url": webhook_display(self.webhook_url) if self.webhook_url else None,
             "attempt": self.attempt,
             "retries": self.retries,
             "crashes": self.crashes,

@@ -502,6 +502,8 @@ def _problem(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         return f"{variable} is not a setting of captioner"
     shown = error["input"]
-    if isinstance(shown, str | int | float) and not variable.endswith("URL"):
+    # With an @ it may be a URL with a password in it, wherever it was meant to go.
+    secret = variable.endswith("URL") or "@" in str(shown)
+    if isinstance(shown, str | int | float) and not secret:
         return f"{variable}: {message}, not {shown!r}"
     return f"{variable}: {message}"

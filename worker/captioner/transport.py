@@ -15,6 +15,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import sqlalchemy as sqlalchemy_transport
 
 from captioner.errors import BrokerUnavailableError
+from captioner.private_files import make_private_file, make_private_folder
 from captioner.settings import Settings
 
 EMBEDDED_PREFIX = "sqla+sqlite:///"
@@ -70,7 +71,8 @@ def prepare_embedded_broker(url: str) -> None:
         return
     path = Path(url.removeprefix(EMBEDDED_PREFIX))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
+        make_private_file(path)
         with contextlib.closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
     except (OSError, sqlite3.Error) as error:

@@ -162,7 +162,8 @@ def _pictures(path: Path) -> list[Path]:
             raise typer.BadParameter(f"{path} holds no pictures")
         return found
     if not path.exists():
-        raise typer.BadParameter(f"{path}: no such file")
+        # Somebody may have typed a URL, with credentials in it.
+        raise typer.BadParameter(f"{Source(str(path)).display}: no such file")
     return [path]
 
 

@@ -17,6 +17,7 @@ from captioner.cli.jobs import job_sheet
 from captioner.cli.output import console, print_json, print_timeline, progress_bar, remarks
 from captioner.domain import Job
 from captioner.logs import configure_logging
+from captioner.private_files import make_private_folder
 from captioner.settings import Settings
 from captioner.store import schema_status, upgrade_schema
 
@@ -83,7 +84,7 @@ def _prepare(model: str | None, database: str | None, broker: str | None) -> tup
         data_dir=folder, model__id=model, database__url=database, broker__url=broker
     )
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    make_private_folder(folder)
     configure_logging(settings.log.model_copy(update={"level": "WARNING"}))
     upgrade_schema(settings)
     return settings, folder

@@ -16,6 +16,7 @@ from captioner.cli.output import console, print_json, remarks
 from captioner.deliveries import Attempt, Delivery
 from captioner.errors import InvalidRequestError
 from captioner.events import DeliveryState
+from captioner.plugins import load_plugins
 from captioner.settings import Settings
 from captioner.store import Store, open_store
 
@@ -123,6 +124,8 @@ def redeliver(
     if (plugin or target) and not dead:
         raise InvalidRequestError("--plugin and --target choose among the dead: add --dead")
     with _opened(database, broker) as (store, settings):
+        if plugin:
+            _check_plugin(store, settings, plugin)
         if dead:
             again = _redeliver_dead(store, plugin, target)
         elif event:
@@ -139,6 +142,17 @@ def redeliver(
             remarks.print(f"[yellow]{one}[/]: unknown, or being tried just now")
     if left:
         raise typer.Exit(1)
+
+
+def _check_plugin(store: Store, settings: Settings, name: str) -> None:
+    """Refuse what is a typing error: the name of no plugin that is here or ever had a delivery."""
+    if store.list_deliveries(plugin=name, limit=1):
+        return
+    known = [info.name for info in load_plugins(settings.plugins).infos()]
+    if name not in known:
+        raise InvalidRequestError(
+            f"--plugin {name!r}: no plugin has this name; there are {', '.join(known)}"
+        )
 
 
 def _redeliver_dead(store: Store, plugin: str | None, target: str | None) -> set[int]:

@@ -124,7 +124,7 @@ def _opened(name: str) -> Iterator[IO[bytes]]:
     try:
         file = Path(name).open("rb")  # noqa: SIM115  # closed below; only the opening may fail so
     except OSError as error:
-        raise InvalidRequestError(f"{name}: {error.strerror or error}") from None
+        raise InvalidRequestError(f"{Source(name).display}: {error.strerror}") from None
     with file:
         yield file
 

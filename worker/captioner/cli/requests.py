@@ -168,7 +168,7 @@ def parse_source(text: str) -> Source:
         return source
     path = Path(text).expanduser()
     if path.is_dir():
-        raise InvalidRequestError(f"{text} is a folder")
+        raise InvalidRequestError(f"{source.display} is a folder")
     if not path.exists():
-        raise InvalidRequestError(f"{text}: no such file")
+        raise InvalidRequestError(f"{source.display}: no such file")
     return Source(str(path.absolute()))

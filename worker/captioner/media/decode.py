@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import stat
 import warnings
 from typing import TYPE_CHECKING
 
@@ -101,11 +99,7 @@ def decoding(media: Media) -> Iterator[None]:
 def _read(media: Media, limit: int) -> bytes:
     """The whole file, so that it cannot change between the checks and the decoding."""
     try:
-        # Not blocking: should a FIFO have taken the file's place, nobody waits for its writer.
-        descriptor = os.open(media.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor has no path)
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise JobError(ErrorCode.SOURCE_NOT_ALLOWED, f"{media.name} is not a file")
+        with media.open() as file:
             data = file.read(limit + 1)
     except OSError as error:
         raise JobError(

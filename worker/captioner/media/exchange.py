@@ -12,10 +12,13 @@ import httpcore
 import httpx
 
 from captioner.errors import ErrorCode, JobError
-from captioner.media.network import Deadline, DeadlineBackend, Resolver
+from captioner.media.lookups import Resolver
+from captioner.media.network import Deadline, DeadlineBackend
 
 if TYPE_CHECKING:
     import ssl
+
+    from captioner.media.network import DeadlineStream
 
 
 @contextlib.contextmanager
@@ -23,6 +26,8 @@ def connections(
     name: str, seconds: float, resolve: Resolver, *, limit: str
 ) -> Iterator[httpcore.ConnectionPool]:
     """Connections that all end at one deadline; each carries one request.
+
+    All that comes of an answer is `MAX_HEAD_BYTES`, unless `expect_body` is called.
 
     Proxies named in the environment are not used: they would bypass `resolve`. Additional
     certificate authorities are taken from `SSL_CERT_FILE` or `SSL_CERT_DIR`.
@@ -46,8 +51,8 @@ def connections(
         # One text for every reason, or the worker could be used to scan the network it is in.
         raise JobError(
             ErrorCode.FETCH_FAILED,
-            f"{name}: no connection could be made; hosts that are not public must be in "
-            "CAPTIONER_MEDIA__ALLOWED_HOSTS",
+            f"{name}: no connection could be made; hosts that are not public, and ports other than "
+            "80 and 443, must be in CAPTIONER_MEDIA__ALLOWED_HOSTS",
         ) from error
     except httpcore.TimeoutException as error:
         raise JobError(
@@ -57,6 +62,12 @@ def connections(
         raise JobError(
             ErrorCode.FETCH_FAILED, f"{name}: the connection broke or the answer was malformed"
         ) from error
+
+
+def expect_body(response: httpcore.Response, max_bytes: int) -> None:
+    """Let the body come: without this an answer may be no larger than a head may be."""
+    stream: DeadlineStream = response.extensions["network_stream"]
+    stream.expect(max_bytes)
 
 
 def request_headers(others: Mapping[str, str] | None = None) -> list[tuple[bytes, bytes]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -13,6 +12,7 @@ from captioner.containers import PREFIX_BYTES
 from captioner.domain import Media, Source
 from captioner.errors import ErrorCode, InvalidRequestError, JobError
 from captioner.media.sizes import check_size
+from captioner.real_files import open_real
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,12 +27,16 @@ _FINAL = {
     errno.EPERM: "the worker may not read this file",
     errno.ELOOP: "too many symbolic links",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.EISDIR: "a folder, not a file",
 }
 _LOCAL_HOSTS = ("", "localhost")
 
 
 def open_file(source: Source, folder: Path, limits: MediaSettings) -> Media:  # noqa: ARG001 (an opener's signature)
     """Find a local file and check it, reading no more than its beginning; nothing is copied.
+
+    Links are followed once, here. What is opened, now and later, is opened without: whoever may
+    write under a root cannot lead out of it between the check and the use.
 
     Args:
         source: An absolute path or `file:///…`.
@@ -41,31 +45,35 @@ def open_file(source: Source, folder: Path, limits: MediaSettings) -> Media:  # 
             and `max_video_bytes`.
 
     Returns:
-        The file by its real path, free of symbolic links.
+        The file by its real path, free of symbolic links, and marked so.
 
     Raises:
         JobError: `invalid_request` for what is no absolute path, `source_not_allowed` outside the
             roots and for what is no file, `fetch_failed` for what cannot be read,
             `media_too_large`. Outside the roots the answer never depends on what is there.
     """
-    path = _requested_path(source)
-    real = Path(os.path.realpath(path))
+    real = Path(os.path.realpath(_requested_path(source)))
+    name = source.display
     if not _inside(real, limits.allowed_roots):
         raise JobError(
             ErrorCode.SOURCE_NOT_ALLOWED,
-            f"{path} is in none of the worker's allowed folders (CAPTIONER_MEDIA__ALLOWED_ROOTS)",
+            f"{name} is in none of the worker's allowed folders (CAPTIONER_MEDIA__ALLOWED_ROOTS)",
         )
     try:
-        size, head = _measure(real, path)
+        size, head = _measure(real)
     except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise JobError(
+                ErrorCode.SOURCE_NOT_ALLOWED, f"{name} is a device or a pipe, not a file"
+            ) from error
         reason = _FINAL.get(error.errno or 0)
         raise JobError(
             ErrorCode.FETCH_FAILED,
-            f"{path}: {reason or error.strerror or 'cannot be read'}",
+            f"{name}: {reason or error.strerror or 'cannot be read'}",
             retryable=reason is None,
         ) from error
-    check_size(path, size, head, limits)
-    return Media(real, source.display)
+    check_size(name, size, head, limits)
+    return Media(real, name, real=True)
 
 
 def _requested_path(source: Source) -> str:
@@ -87,10 +95,12 @@ def _requested_path(source: Source) -> str:
         raise InvalidRequestError("a path must consist of printable characters")
     if not path.startswith("/"):
         raise InvalidRequestError(
-            f"{path!r} is a relative path; give an absolute path, a URL, or a data: URL"
+            f"{source.display!r} is a relative path; give an absolute path, a URL, or a data: URL"
         )
     if ".." in path.split("/"):
-        raise JobError(ErrorCode.SOURCE_NOT_ALLOWED, f"{path}: .. is not allowed in a path")
+        raise JobError(
+            ErrorCode.SOURCE_NOT_ALLOWED, f"{source.display}: .. is not allowed in a path"
+        )
     return path
 
 
@@ -98,17 +108,9 @@ def _inside(real: Path, roots: Iterable[Path]) -> bool:
     return any(real.is_relative_to(os.path.realpath(root)) for root in roots)
 
 
-def _measure(real: Path, shown: str) -> tuple[int, bytes]:
-    """Size in bytes of a readable regular file, and its first `PREFIX_BYTES`.
-
-    Looks before opening: opening alone may block (a FIFO) or act (a tape).
-    """
-    mode = real.stat().st_mode
-    if stat.S_ISDIR(mode):
-        raise JobError(ErrorCode.FETCH_FAILED, f"{shown} is a folder, not a file", retryable=False)
-    if not stat.S_ISREG(mode):
-        raise JobError(ErrorCode.SOURCE_NOT_ALLOWED, f"{shown} is a device or a pipe, not a file")
-    descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+def _measure(real: Path) -> tuple[int, bytes]:
+    """Size in bytes of a readable regular file, and its first `PREFIX_BYTES`."""
+    descriptor = open_real(real)
     try:
         return os.fstat(descriptor).st_size, os.read(descriptor, PREFIX_BYTES)
     finally:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from captioner.allowed_hosts import Address, AllowedHost
 from captioner.media.addresses import is_public, parse_address
-from captioner.media.network import Resolver, resolve_host
+from captioner.media.lookups import Resolver, resolve_host
 
 if TYPE_CHECKING:
     import httpx
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SCHEMES = ("http", "https")
 #: Open on every public host, and on those that are allowed without a port.
-_USUAL_PORTS = {"http": 80, "https": 443}
+USUAL_PORTS = {"http": 80, "https": 443}
 
 
 class Guard:
@@ -35,19 +35,17 @@ class Guard:
         """
         self._look_up = look_up
         self._hosts = limits.allowed_hosts
-        self._ports = frozenset({*_USUAL_PORTS.values(), *limits.allowed_ports})
+        self._ports = frozenset({*USUAL_PORTS.values(), *limits.allowed_ports})
 
     def objection(self, url: httpx.URL) -> str | None:
-        """Why a URL is refused for what it shows itself; None: its addresses decide."""
+        """Why a URL is refused for what it shows itself; None: its addresses and port decide.
+
+        Ports are not spoken of here: an error of their own would tell which of them are allowed.
+        """
         if url.scheme not in SCHEMES:
             return "only http and https are allowed"
         if url.userinfo:
             return "URLs with a user name or a password are not allowed"
-        if not self._may_use(url.raw_host.decode("ascii"), url.port or _USUAL_PORTS[url.scheme]):
-            return (
-                "this port is not allowed "
-                "(CAPTIONER_MEDIA__ALLOWED_PORTS, CAPTIONER_MEDIA__ALLOWED_HOSTS)"
-            )
         return None
 
     def resolve(self, host: str, port: int) -> list[str]:
@@ -64,13 +62,6 @@ class Guard:
             if not self._allows(host, address, port):
                 raise PermissionError(_explanation(address, port))
         return list(dict.fromkeys(str(address) for address in addresses))
-
-    def _may_use(self, host: str, port: int) -> bool:
-        """Whether a connection is possible at all, whatever the host's addresses turn out to be."""
-        return port in self._ports or any(
-            (entry.names(host) or not isinstance(entry.host, str)) and self._open(entry, port)
-            for entry in self._hosts
-        )
 
     def _allows(self, host: str, address: Address, port: int) -> bool:
         if is_public(address) and port in self._ports:

@@ -12,11 +12,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from urllib.parse import urlsplit
 
 from captioner.domain import Lane, Source
 from captioner.errors import HostBusyError
 from captioner.media.slots import Slots
+from captioner.media.urls import host_of, parse_url
 
 #: Longest time in seconds that a job waits in its thread.
 PATIENCE_SECONDS = 1.0
@@ -155,6 +155,6 @@ def _host_name(source: Source) -> str | None:
     if source.scheme not in ("http", "https"):
         return None
     try:
-        return urlsplit(source.uri).hostname
+        return host_of(parse_url(source.uri))
     except ValueError:
         return None

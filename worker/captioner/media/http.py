@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NoReturn
 from captioner.containers import PREFIX_BYTES
 from captioner.domain import Media, Source
 from captioner.errors import ErrorCode, InvalidRequestError, JobError
-from captioner.media.exchange import connections, request_headers
+from captioner.media.exchange import connections, expect_body, request_headers
 from captioner.media.guard import Guard
-from captioner.media.network import Resolver, resolve_host
+from captioner.media.lookups import Resolver, resolve_host
 from captioner.media.sizes import check_size, largest_bytes
 from captioner.media.urls import for_request, join_url, parse_url
 
@@ -131,6 +131,7 @@ class _Download:
         return announced
 
     def _store(self, response: httpcore.Response, announced: int) -> None:
+        expect_body(response, largest_bytes(self._limits))
         size, head = 0, b""
         with self._path.open("wb") as file:
             for chunk in response.iter_stream():

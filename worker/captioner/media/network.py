@@ -11,33 +11,24 @@ from __future__ import annotations
 
 import logging
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from queue import Empty, SimpleQueue
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import httpcore
 
 from captioner.errors import describe
+from captioner.media.lookups import Resolver, resolve_host, resolve_within
 
 if TYPE_CHECKING:
     import ssl
 
 logger = logging.getLogger(__name__)
 
-#: Gives the addresses of a host and port, best first. Connections go to these addresses as they
-#: are, with no second look-up: the place to refuse one is here, by raising PermissionError.
-Resolver = Callable[[str, int], Sequence[str]]
-
 #: One silent address must not use up the time of the host's others.
 _CONNECT_SECONDS = 10.0
-
-
-def resolve_host(host: str, port: int) -> list[str]:
-    """Every address the system knows for a host, in its order of preference."""
-    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+#: Of an answer before its body, interim answers (1xx) included, of which there may be many.
+MAX_HEAD_BYTES = 256 * 1024
 
 
 class Deadline:
@@ -91,53 +82,55 @@ class DeadlineBackend(httpcore.NetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None,
     ) -> httpcore.NetworkStream:
         failure: Exception = httpcore.ConnectError("the host has no address")
-        for address in self._addresses(host, port):
+        for address in resolve_within(self._deadline, self._resolve, host, port):
             limit = self._deadline.remaining(_CONNECT_SECONDS if timeout is None else timeout)
             try:
                 stream = self._tcp.connect_tcp(address, port, limit, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
             else:
-                return _DeadlineStream(stream, self._deadline)
+                return DeadlineStream(stream, self._deadline)
         raise failure
 
-    def _addresses(self, host: str, port: int) -> Sequence[str]:
-        """Resolve in a thread of its own, because getaddrinfo knows no time limit."""
-        answer: SimpleQueue[Sequence[str] | Exception] = SimpleQueue()
 
-        def look_up() -> None:
-            try:
-                answer.put(self._resolve(host, port))
-            except Exception as error:  # noqa: BLE001 (raised again in the waiting thread)
-                answer.put(error)
-
-        # A daemon: it ends when the system's resolver gives up, and holds up nobody until then.
-        threading.Thread(target=look_up, name="captioner-resolve", daemon=True).start()
-        try:
-            found = answer.get(timeout=self._deadline.remaining())
-        except Empty:
-            raise httpcore.ConnectTimeout("the name was not resolved in time") from None
-        if isinstance(found, OSError | ValueError):  # UnicodeError is a ValueError
-            raise httpcore.ConnectError(found) from found
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-
-class _DeadlineStream(httpcore.NetworkStream):
-    """A stream that waits no longer than the deadline, however often it is asked."""
+class DeadlineStream(httpcore.NetworkStream):
+    """A stream that waits no longer than the deadline, however often it is asked, and is finite."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: Deadline) -> None:
+        """Around `stream`; until `expect` is called no more than the head of an answer may come."""
         self._stream = stream
         self._deadline = deadline
+        self._bytes_left = MAX_HEAD_BYTES
+
+    def expect(self, body_bytes: int) -> None:
+        """Let a body of so many bytes come, in chunks of whatever size."""
+        self._bytes_left = 2 * body_bytes + MAX_HEAD_BYTES
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, self._deadline.remaining(timeout))
+        """Raises `httpcore.RemoteProtocolError` when more comes than may."""
+        if self._bytes_left <= 0:
+            raise httpcore.RemoteProtocolError("the answer is larger than it may be")
+        data = self._stream.read(
+            min(max_bytes, self._bytes_left), self._deadline.remaining(timeout)
+        )
+        self._bytes_left -= len(data)
+        return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, self._deadline.remaining(timeout))
+        """Part by part: were each given the same time, a slow reader could take any time."""
+        connection: socket.socket = self._stream.get_extra_info("socket")
+        left = memoryview(buffer)
+        try:
+            while left:
+                connection.settimeout(self._deadline.remaining(timeout))
+                left = left[connection.send(left) :]
+        except TimeoutError as error:
+            raise httpcore.WriteTimeout(error) from error
+        except OSError as error:
+            raise httpcore.WriteError(error) from error
 
     def close(self) -> None:
+        """Close the connection."""
         self._stream.close()
 
     def start_tls(
@@ -146,14 +139,16 @@ class _DeadlineStream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
+        """The same over TLS; `httpcore.ConnectError` for whatever goes wrong."""
         try:
             limit = self._deadline.remaining(timeout)
             stream = self._stream.start_tls(ssl_context, server_hostname, limit)
         except (httpcore.ConnectError, httpcore.TimeoutException, ValueError) as error:
             _fail(f"{server_hostname or '':.253} by TLS", error)  # ValueError: no name for it
-        return _DeadlineStream(stream, self._deadline)
+        return DeadlineStream(stream, self._deadline)
 
     def get_extra_info(self, info: str) -> Any:
+        """What httpcore's own stream knows."""
         return self._stream.get_extra_info(info)
 
 

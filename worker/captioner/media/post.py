@@ -12,7 +12,7 @@ import httpcore
 from captioner.errors import ErrorCode, InvalidRequestError, JobError
 from captioner.media.exchange import connections, request_headers
 from captioner.media.guard import Guard
-from captioner.media.network import Resolver, resolve_host
+from captioner.media.lookups import Resolver, resolve_host
 from captioner.media.urls import for_request, parse_url
 
 if TYPE_CHECKING:

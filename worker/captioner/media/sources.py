@@ -41,9 +41,10 @@ def open_source(source: Source, folder: Path, limits: MediaSettings) -> Media:
     """
     opener = OPENERS.get(source.scheme)
     if opener is None:
+        # Without "//" it may be a user's name.
+        named = f"of scheme {source.scheme[:40]!r}" if "://" in source.uri else "like this"
         raise JobError(
             ErrorCode.SOURCE_NOT_ALLOWED,
-            f"sources of scheme {source.scheme[:40]!r} cannot be read; "
-            f"known are {', '.join(OPENERS)}",
+            f"sources {named} cannot be read; known schemes are {', '.join(OPENERS)}",
         )
     return opener(source, folder, limits)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import socket
 
 import httpcore
 import httpx
 
-from captioner.media.guard import SCHEMES
+from captioner.media.addresses import parse_address
+from captioner.media.guard import SCHEMES, USUAL_PORTS
 
 #: A name after IDNA, or an IPv4 or IPv6 address.
 _HOST = re.compile(rb"[\w.-]+|[0-9A-Fa-f:.]+", re.ASCII)
@@ -39,6 +41,31 @@ def for_request(url: httpx.URL) -> httpcore.URL:
     return httpcore.URL(
         scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
     )
+
+
+def host_of(url: httpx.URL) -> str:
+    """The host in one of its spellings: `CMS.example.`, `0x7f.1` and `[::ffff:7f00:1]` have more.
+
+    For counting, not for connecting: what is connected to is what was looked up.
+    """
+    name = url.raw_host.decode("ascii").lower().rstrip(".")
+    try:
+        # As C libraries read it: decimal, octal, hexadecimal, and with parts missing.
+        return socket.inet_ntoa(socket.inet_aton(name))
+    except OSError:
+        pass
+    try:
+        return str(parse_address(name))
+    except ValueError:
+        return name
+
+
+def origin_of(url: httpx.URL) -> str:
+    """Scheme, host and port, the same for every spelling of them."""
+    host = host_of(url)
+    host = f"[{host}]" if ":" in host else host
+    port = url.port if url.port != USUAL_PORTS.get(url.scheme) else None
+    return f"{url.scheme}://{host}{f':{port}' if port else ''}"
 
 
 def _checked(url: httpx.URL) -> httpx.URL:

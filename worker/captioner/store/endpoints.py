@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, null, select, update
+from sqlalchemy import delete, select, update
 
 from captioner.domain import EndpointState
 from captioner.errors import EndpointNotFoundError
@@ -93,30 +93,34 @@ class Endpoints:
 
     def replace_endpoint_secret(
         self,
-        endpoint_id: UUID,
+        endpoint: WebhookEndpoint,
         secret: str,
         *,
+        previous: str | None,
         previous_until: datetime | None,
         now: datetime | None = None,
-    ) -> None:
-        """Give an endpoint another secret.
+    ) -> bool:
+        """Give an endpoint another secret; False when it has not the one any more that was read.
 
         Args:
-            endpoint_id: of which.
+            endpoint: as it was read.
             secret: encrypted.
-            previous_until: the one it had signs too until then; None: not any more.
+            previous: encrypted, the one that signs too until `previous_until`; None: there is none.
+            previous_until: None: there is none.
             now: the time to work with.
-
-        Raises:
-            EndpointNotFoundError: there is none.
         """
-        self._change(
-            endpoint_id,
-            now,
-            secret=secret,
-            previous_secret=null() if previous_until is None else EndpointRow.secret,
-            previous_secret_expires_at=previous_until,
+        statement = (
+            update(EndpointRow)
+            .where(EndpointRow.id == endpoint.id, EndpointRow.secret == endpoint.secret)
+            .values(
+                updated_at=or_now(now),
+                secret=secret,
+                previous_secret=previous,
+                previous_secret_expires_at=previous_until,
+            )
         )
+        with self._database.statement() as connection:
+            return bool(connection.execute(statement).rowcount)
 
     def enable_endpoint(self, endpoint_id: UUID, *, now: datetime | None = None) -> None:
         """Let an endpoint have webhooks again, from the next event on.

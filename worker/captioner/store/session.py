@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
@@ -13,6 +15,7 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from captioner.errors import SettingsError, StoreUnavailableError
+from captioner.private_files import make_private_file, make_private_folder
 
 if TYPE_CHECKING:
     from captioner.settings import Settings
@@ -46,7 +49,7 @@ def engine_from_settings(settings: Settings) -> Engine:
     """
     if settings.embedded_database:
         try:
-            settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(settings.data_dir)
         except OSError as error:
             raise StoreUnavailableError(
                 f"folder {settings.data_dir} cannot be created: {error.strerror}; "
@@ -172,6 +175,13 @@ def _ask_idle_connections(engine: Engine) -> None:
 
 
 def _configure_sqlite(engine: Engine, busy_timeout_seconds: float) -> None:
+    @event.listens_for(engine, "do_connect")
+    def create(_dialect: object, _record: object, arguments: Any, parameters: Any) -> None:
+        """SQLite would let everybody read it; its other files have the mode of this one."""
+        if not parameters.get("uri"):
+            with contextlib.suppress(OSError):  # SQLite says what is wrong
+                make_private_file(Path(arguments[0]))
+
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:
         # Transactions are begun below; the driver would begin them too late, and never for DDL.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         jobs_endpoint,
         signing_secrets,
     )
+    from captioner.webhooks.receivers import receiver_origin
     from captioner.webhooks.sending import GONE, send
 
 _ORIGINS = {
@@ -43,6 +44,7 @@ _ORIGINS = {
     "endpoint_target": "captioner.webhooks.endpoints",
     "jobs_endpoint": "captioner.webhooks.endpoints",
     "load_settings": "captioner.settings",
+    "receiver_origin": "captioner.webhooks.receivers",
     "send": "captioner.webhooks.sending",
     "signing_secrets": "captioner.webhooks.endpoints",
     "webhook_body": "captioner.webhooks.body",
@@ -62,6 +64,7 @@ __all__ = [
     "endpoint_target",
     "jobs_endpoint",
     "load_settings",
+    "receiver_origin",
     "send",
     "signing_secrets",
     "verify",

@@ -1,6 +1,7 @@
 """The body of a webhook: `{"type", "timestamp", "data"}`, always less than 20 kB.
 
-`data` is the job as programs see it everywhere (`Job.as_mapping`). Of one that is too large, these
+`data` is the job as programs see it everywhere (`Job.as_mapping`), without its `webhook_url`, which
+is nobody's business but its receiver's, who knows it. Of one that is too large, these
 go, in this order and only as far as needed, and `data` then has `"truncated": true`: the metadata,
 the options, all captions but the best, what texts have beyond their first 200 characters, and at
 last everything but the id and the state. The whole job is in SQL.
@@ -23,7 +24,9 @@ _LONGEST_TEXT_CHARACTERS = 200
 
 def webhook_body(event: Event, job: Job) -> bytes:
     """The body that tells of an event: the same bytes on every attempt."""
-    for data in _ever_smaller(job.as_mapping()):
+    told = job.as_mapping()
+    del told["webhook_url"]
+    for data in _ever_smaller(told):
         body = encoded(event.type, event.occurred_at, data)
         if len(body) < MAX_BODY_BYTES:
             return body

@@ -11,6 +11,7 @@ from pathlib import Path
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from captioner.errors import SettingsError
+from captioner.private_files import make_private_folder
 from captioner.settings import Settings
 
 KEY_FILE = "webhooks.key"
@@ -91,15 +92,34 @@ def open_cipher(settings: Settings, *, create: bool = False) -> SecretCipher:
 
 
 def _read(path: Path) -> str:
-    with path.open(encoding="ascii", errors="replace") as file:
-        if os.name == "posix" and os.fstat(file.fileno()).st_mode & _OPEN_TO_OTHERS:
-            raise SettingsError(f"{path} can be read by others; run: chmod 600 '{path}'")
+    with open(path, encoding="ascii", errors="replace", opener=_without_waiting) as file:
+        if os.name == "posix":
+            _check_owner(path, os.fstat(file.fileno()))
         return file.read().strip()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Should a FIFO lie there, nobody waits for its writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    """Refuse what others may read, or have put there."""
+    user = os.geteuid()
+    if not stat.S_ISREG(status.st_mode):
+        raise SettingsError(f"{path} is not a file")
+    if status.st_uid not in (0, user):
+        raise SettingsError(
+            f"{path} belongs to user {status.st_uid}, and this process runs as {user}; "
+            f"run it as that user, or set {_VARIABLE}"
+        )
+    if status.st_mode & _OPEN_TO_OTHERS:
+        raise SettingsError(f"{path} is open to others; run: chmod 600 '{path}'")
 
 
 def _create(path: Path) -> None:
     """All of it or nothing, and once: two processes may be about to."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(path.parent)
     # Readable by the owner alone from its first moment.
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{KEY_FILE}.")
     try:

@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
-from captioner.domain import Source, check_webhook_url
+from captioner.domain import check_webhook_url, webhook_display
 from captioner.errors import InvalidRequestError
 from captioner.events import ALL_EVENT_TYPES
 from captioner.settings import Settings
 from captioner.store import Store, WebhookEndpoint
+from captioner.webhooks.receivers import receiver_of, receiver_secret
 from captioner.webhooks.secrets import new_secret
 
-#: The endpoint that stands for the `webhook_url`s of all jobs, which share its secret. It is made
-#: when it is first needed, and can be rotated, disabled and enabled like any other.
+#: The endpoint that stands for the `webhook_url`s of all jobs: from its secret, which nobody is
+#: told, each receiver's own is made. It comes into being when it is first needed, and can be
+#: rotated, disabled and enabled like any other.
 JOBS_ENDPOINT_ID = UUID(int=0)
 #: The plugin that makes the deliveries.
 PLUGIN = "webhook"
@@ -69,7 +71,7 @@ def add_endpoint(
     endpoint = WebhookEndpoint(
         id=uuid4(),
         url=url,
-        url_display=Source(url).display,
+        url_display=webhook_display(url),
         description=description,
         event_types=tuple(dict.fromkeys(event_types)),
         secret=open_cipher(settings, create=True).encrypt(secret),
@@ -85,6 +87,8 @@ def rotate_secret(
 ) -> str:
     """Give an endpoint a new secret, and return it.
 
+    Both are encrypted with the newest key, so that after this an older one is not needed for them.
+
     Args:
         store: where endpoints are kept.
         settings: which key encrypts it.
@@ -94,20 +98,49 @@ def rotate_secret(
 
     Raises:
         EndpointNotFoundError: there is none.
-        SettingsError: there is no usable key.
+        SettingsError: there is no usable key, or not the one that the old secret was encrypted
+            with and is to be kept from.
     """
     from captioner.webhooks.encryption import open_cipher
 
     if endpoint_id == JOBS_ENDPOINT_ID:
         jobs_endpoint(store, settings)
-    secret, now = new_secret(), datetime.now(UTC)
-    store.replace_endpoint_secret(
-        endpoint_id,
-        open_cipher(settings, create=True).encrypt(secret),
-        previous_until=now + keep_previous if keep_previous else None,
-        now=now,
-    )
-    return secret
+    cipher, secret, now = open_cipher(settings, create=True), new_secret(), datetime.now(UTC)
+    while True:  # until nobody else has replaced it meanwhile
+        endpoint = store.endpoint(endpoint_id)
+        if store.replace_endpoint_secret(
+            endpoint,
+            cipher.encrypt(secret),
+            previous=cipher.encrypt(cipher.decrypt(endpoint.secret)) if keep_previous else None,
+            previous_until=now + keep_previous if keep_previous else None,
+            now=now,
+        ):
+            return secret
+
+
+def reencrypt_secrets(store: Store, settings: Settings) -> int:
+    """Encrypt every secret with the newest key, and forget previous ones that have expired.
+
+    Returns:
+        How many endpoints there are.
+
+    Raises:
+        SettingsError: there is no usable key, or not the one that a secret was encrypted with.
+    """
+    from captioner.webhooks.encryption import open_cipher
+
+    cipher, now, endpoints = open_cipher(settings), datetime.now(UTC), store.endpoints()
+    for endpoint in endpoints:
+        secret, *previous = map(cipher.decrypt, _tokens(endpoint, now))
+        # Where it is refused somebody rotates, who does the same.
+        store.replace_endpoint_secret(
+            endpoint,
+            cipher.encrypt(secret),
+            previous=cipher.encrypt(previous[0]) if previous else None,
+            previous_until=endpoint.previous_secret_expires_at if previous else None,
+            now=now,
+        )
+    return len(endpoints)
 
 
 def jobs_endpoint(store: Store, settings: Settings) -> WebhookEndpoint:
@@ -136,19 +169,46 @@ def jobs_endpoint(store: Store, settings: Settings) -> WebhookEndpoint:
     return store.endpoint(JOBS_ENDPOINT_ID)
 
 
+def secret_of_receiver(store: Store, settings: Settings, url: str) -> str:
+    """What the receiver behind a `webhook_url` of jobs verifies with; the newest of its secrets.
+
+    Raises:
+        InvalidRequestError: no job can have this `webhook_url`.
+        SettingsError: there is no usable key.
+    """
+    check_webhook_url(url)
+    return signing_secrets(jobs_endpoint(store, settings), settings, url=url)[0]
+
+
 def signing_secrets(
-    endpoint: WebhookEndpoint, settings: Settings, *, now: datetime | None = None
+    endpoint: WebhookEndpoint, settings: Settings, *, url: str = "", now: datetime | None = None
 ) -> list[str]:
     """What to sign with: the endpoint's secret, and the previous one until it has expired.
 
+    Args:
+        endpoint: which; of the one that stands for the `webhook_url`s of jobs the secrets are
+            never used themselves, but each receiver's own.
+        settings: which key they are encrypted with.
+        url: the job's `webhook_url`.
+        now: the time to work with.
+
     Raises:
         SettingsError: the key they were encrypted with is not here.
+        ValueError: nothing can be sent to the URL.
     """
     from captioner.webhooks.encryption import open_cipher
 
-    cipher = open_cipher(settings)
-    secrets = [cipher.decrypt(endpoint.secret)]
+    tokens = _tokens(endpoint, now or datetime.now(UTC))
+    secrets = list(map(open_cipher(settings).decrypt, tokens))
+    if endpoint.id != JOBS_ENDPOINT_ID:
+        return secrets
+    receiver = receiver_of(url)
+    return [receiver_secret(root, receiver) for root in secrets]
+
+
+def _tokens(endpoint: WebhookEndpoint, now: datetime) -> list[str]:
+    """The encrypted secrets that sign now, the newest first."""
     until = endpoint.previous_secret_expires_at
-    if endpoint.previous_secret and until and (now or datetime.now(UTC)) < until:
-        secrets.append(cipher.decrypt(endpoint.previous_secret))
-    return secrets
+    if endpoint.previous_secret and until and now < until:
+        return [endpoint.secret, endpoint.previous_secret]
+    return [endpoint.secret]

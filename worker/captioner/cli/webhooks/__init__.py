@@ -10,6 +10,8 @@ app = typer.Typer(help="Receivers of webhooks.", no_args_is_help=True, rich_mark
 app.command("add")(secrets.add)
 app.command("list")(receivers.list_endpoints)
 app.command("rotate")(secrets.rotate)
+app.command("secret")(secrets.secret)
+app.command("reencrypt")(secrets.reencrypt)
 app.command("enable")(receivers.enable)
 app.command("disable")(receivers.disable)
 app.command("remove")(receivers.remove)

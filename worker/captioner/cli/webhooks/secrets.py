@@ -1,4 +1,4 @@
-"""`webhooks add`, `rotate` and `new-key`: what shows a secret, once."""
+"""`webhooks add`, `rotate`, `secret`, `reencrypt` and `new-key`: what has to do with secrets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ import typer
 from captioner.cli.environment import Database, Json
 from captioner.cli.output import print_json, remarks
 from captioner.cli.webhooks.naming import Endpoint, endpoint_id_of, mapping_of, opened
+from captioner.domain import webhook_display
 from captioner.errors import InvalidRequestError
-from captioner.webhooks.endpoints import add_endpoint, rotate_secret
+from captioner.webhooks.endpoints import (
+    JOBS_ENDPOINT_ID,
+    add_endpoint,
+    reencrypt_secrets,
+    rotate_secret,
+    secret_of_receiver,
+)
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -55,13 +62,52 @@ def rotate(
     as_json: Json = False,
     database: Database = None,
 ) -> None:
-    """Replace a signing secret; the new one is shown now, and never again."""
+    """Replace a signing secret; the new one is shown now, and never again.
+
+    `jobs`: those of all receivers that jobs name; `webhooks secret URL` shows each.
+    """
     keep = _time(keep_previous)
     with opened(database) as (store, settings):
         endpoint_id = endpoint_id_of(endpoint)
         secret = rotate_secret(store, settings, endpoint_id, keep_previous=keep)
         mapping = mapping_of(store.endpoint(endpoint_id))
-    _show_secret(mapping, secret, as_json=as_json)
+    if endpoint_id != JOBS_ENDPOINT_ID:
+        _show_secret(mapping, secret, as_json=as_json)
+    elif as_json:
+        print_json(mapping)
+    else:
+        typer.echo("jobs: every receiver has a new secret; captioner webhooks secret URL shows it")
+
+
+def secret(
+    url: Annotated[
+        str, typer.Argument(help="A webhook_url; its query does not count.", show_default=False)
+    ],
+    *,
+    as_json: Json = False,
+    database: Database = None,
+) -> None:
+    """Show the secret of a receiver that jobs name as their webhook_url.
+
+    Tell it to the receiver's owner, and to nobody else. Every receiver has its own.
+    """
+    with opened(database) as (store, settings):
+        found = secret_of_receiver(store, settings, url)
+    shown = webhook_display(url)
+    if as_json:
+        print_json({"url": shown, "secret": found})
+    else:
+        typer.echo(f"receiver  {shown}\nsecret    {found}")
+
+
+def reencrypt(database: Database = None) -> None:
+    """Encrypt all secrets with the first key of CAPTIONER_WEBHOOKS__ENCRYPTION_KEY.
+
+    Afterwards the other keys are not needed any more.
+    """
+    with opened(database) as (store, settings):
+        count = reencrypt_secrets(store, settings)
+    typer.echo(f"{count} endpoints: their secrets are encrypted with the first key")
 
 
 def new_key() -> None:
