@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from captioner import real_files
 from captioner.domain import Source
 from captioner.errors import ErrorCode, JobError
 from captioner.media import decode_image, open_source
@@ -19,6 +20,13 @@ from pictures import jpeg
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+
+@pytest.fixture(autouse=True, params=["the system tells", "step by step"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of finding out where a file is."""
+    if request.param == "step by step":
+        monkeypatch.setattr(real_files, "_REACH", os.O_CLOEXEC)
 
 
 @pytest.fixture
@@ -188,7 +196,7 @@ def test_what_becomes_a_link_after_the_check_is_not_opened(
     (root / "folder").mkdir()
     (root / "folder/photo.jpg").write_bytes(jpeg())
 
-    def check(real: Path, roots: Iterable[Path]) -> bool:
+    def check(real: str, roots: Iterable[Path]) -> bool:
         inside = _inside(real, roots)
         exchange(root / name, outside if name == "folder" else outside / "photo.jpg")
         return inside

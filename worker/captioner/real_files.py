@@ -12,6 +12,21 @@ _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | 
 # Not blocking: should a FIFO take the file's place just now, nobody waits for its writer.
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
 
+#: Linux: to reach a file without opening it, and to ask where that is.
+_REACH = getattr(os, "O_PATH", 0) | os.O_CLOEXEC
+_DESCRIPTORS = "/proc/self/fd"
+
+
+def real_path(path: str | Path) -> str:
+    """`os.path.realpath`; where the system tells, without a look at each folder on the way."""
+    reached = _reach(path)
+    if reached is None:
+        return os.path.realpath(path)
+    try:
+        return _path_of(reached) or os.path.realpath(path)
+    finally:
+        os.close(reached)
+
 
 def open_real(path: Path) -> int:
     """Open a regular file for reading, by a path in which no link is followed.
@@ -30,6 +45,20 @@ def open_real(path: Path) -> int:
         OSError: with `ENODEV` for a device, a pipe or a socket, which is not opened: that alone may
             block, or act. `ENOTDIR` or `ELOOP`: there is a link now. Or it cannot be read.
     """
+    reached = _reach(path)
+    if reached is not None:
+        try:
+            if _path_of(reached) == str(path):
+                _check_kind(os.fstat(reached).st_mode)
+                # The very file that was looked at, wherever its path leads by now.
+                return os.open(f"{_DESCRIPTORS}/{reached}", _FILE & ~os.O_NOFOLLOW)
+        finally:
+            os.close(reached)
+    return _open_step_by_step(path)
+
+
+def _open_step_by_step(path: Path) -> int:
+    """For systems that do not tell where a file is, and for what is not where it was."""
     folder = os.open(path.anchor, _FOLDER)
     try:
         for name in path.parts[1:-1]:
@@ -41,6 +70,27 @@ def open_real(path: Path) -> int:
     finally:
         os.close(folder)
     return _checked(descriptor)
+
+
+def _reach(path: str | Path) -> int | None:
+    """A descriptor that can only be asked; to get it neither waits nor acts. None: there is none.
+
+    Symbolic links are followed.
+    """
+    if _REACH == os.O_CLOEXEC:
+        return None
+    try:
+        return os.open(path, _REACH)
+    except OSError:
+        return None
+
+
+def _path_of(descriptor: int) -> str | None:
+    """The real path of what was reached; None: the system does not tell."""
+    try:
+        return os.readlink(f"{_DESCRIPTORS}/{descriptor}")  # noqa: PTH115 (asked for every job)
+    except OSError:
+        return None
 
 
 def open_regular(path: Path) -> int:

@@ -12,7 +12,7 @@ from captioner.containers import PREFIX_BYTES
 from captioner.domain import Media, Source
 from captioner.errors import ErrorCode, InvalidRequestError, JobError
 from captioner.media.sizes import check_size
-from captioner.real_files import open_real
+from captioner.real_files import open_real, real_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,7 +52,7 @@ def open_file(source: Source, folder: Path, limits: MediaSettings) -> Media:  # 
             roots and for what is no file, `fetch_failed` for what cannot be read,
             `media_too_large`. Outside the roots the answer never depends on what is there.
     """
-    real = Path(os.path.realpath(_requested_path(source)))
+    real = real_path(_requested_path(source))
     name = source.display
     if not _inside(real, limits.allowed_roots):
         raise JobError(
@@ -60,7 +60,7 @@ def open_file(source: Source, folder: Path, limits: MediaSettings) -> Media:  # 
             f"{name} is in none of the worker's allowed folders (CAPTIONER_MEDIA__ALLOWED_ROOTS)",
         )
     try:
-        size, head = _measure(real)
+        size, head = _measure(Path(real))
     except OSError as error:
         if error.errno == errno.ENODEV:
             raise JobError(
@@ -73,7 +73,7 @@ def open_file(source: Source, folder: Path, limits: MediaSettings) -> Media:  # 
             retryable=reason is None,
         ) from error
     check_size(name, size, head, limits)
-    return Media(real, name, real=True)
+    return Media(Path(real), name, real=True)
 
 
 def _requested_path(source: Source) -> str:
@@ -104,8 +104,9 @@ def _requested_path(source: Source) -> str:
     return path
 
 
-def _inside(real: Path, roots: Iterable[Path]) -> bool:
-    return any(real.is_relative_to(os.path.realpath(root)) for root in roots)
+def _inside(real: str, roots: Iterable[Path]) -> bool:
+    folders = (real_path(root).rstrip("/") for root in roots)
+    return any(f"{real}/".startswith(f"{folder}/") for folder in folders)
 
 
 def _measure(real: Path) -> tuple[int, bytes]:
