@@ -59,8 +59,9 @@ def open_file(source: Source, folder: Path, limits: MediaSettings) -> Media:  # 
             ErrorCode.SOURCE_NOT_ALLOWED,
             f"{name} is in none of the worker's allowed folders (CAPTIONER_MEDIA__ALLOWED_ROOTS)",
         )
+    path = Path(real)
     try:
-        size, head = _measure(Path(real))
+        size, head = _measure(path)
     except OSError as error:
         if error.errno == errno.ENODEV:
             raise JobError(
@@ -73,7 +74,7 @@ def open_file(source: Source, folder: Path, limits: MediaSettings) -> Media:  # 
             retryable=reason is None,
         ) from error
     check_size(name, size, head, limits)
-    return Media(Path(real), name, real=True)
+    return Media(path, name, real=True)
 
 
 def _requested_path(source: Source) -> str:
