@@ -35,8 +35,9 @@ class InHand:
 
     def canceled(self, job: Job) -> Callable[[], bool]:
         """Tells whether nobody wants this attempt's result any more."""
-        claim = _claim(job)
-        return lambda: claim in self._canceled
+        claim, canceled = _claim(job), self._canceled
+        # Asked several times a job, and mostly of nothing: a look costs less than a hash.
+        return lambda: bool(canceled) and claim in canceled
 
     def __len__(self) -> int:
         return len(self._claims)

@@ -111,7 +111,7 @@ class CaptionService:
         # Claimed first: what waits without an owner would be taken for lost.
         jobs = self._patiently(lambda: self._combined.claim(job_ids))
         self._in_hand.add(jobs)
-        attempts = [self._attempt(job) for job in jobs]
+        attempts = self._attempts(jobs)
         states: dict[UUID, JobState] = {}
         try:
             with self._room.taken(len(jobs)) if len(jobs) > 1 else nullcontext():
@@ -130,15 +130,13 @@ class CaptionService:
         """True when so much is claimed that other workers should have the next message."""
         return len(self._in_hand) >= MOST_CLAIMED * self._concurrency
 
-    def _attempt(self, job: Job) -> Attempt:
-        return Attempt(
-            job,
-            self._pipeline,
-            self.model,
-            self._retry,
-            self._in_hand.canceled(job),
-            self._executor.submit if self._pipeline.finishes_slowly else None,
-        )
+    def _attempts(self, jobs: Sequence[Job]) -> list[Attempt]:
+        model = self.model
+        spawn = self._executor.submit if self._pipeline.finishes_slowly else None
+        return [
+            Attempt(job, self._pipeline, model, self._retry, self._in_hand.canceled(job), spawn)
+            for job in jobs
+        ]
 
     def _worked_off(self, attempts: Sequence[Attempt]) -> Iterator[list[Attempt]]:
         """Work on all of them at once; yields those that have ended, as they do."""

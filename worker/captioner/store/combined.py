@@ -92,7 +92,7 @@ class CombinedStore:
     def _claim_all(self, asked: Sequence[Sequence[UUID]]) -> list[list[Job]]:
         claimed = {job.id: job for job in self._store.claim({*chain(*asked)}, self._owner)}
         return [
-            [claimed.pop(job_id) for job_id in job_ids if job_id in claimed] for job_ids in asked
+            [job for job_id in job_ids if (job := claimed.pop(job_id, None))] for job_ids in asked
         ]
 
     def _record_all(self, asked: Sequence[Sequence[Outcome]]) -> list[list[bool]]:
@@ -128,5 +128,7 @@ def _job_by_job(
         passed = write([endings[index] for index in first.values()])
         for job_id, index in first.items():
             written[index] = job_id in passed
+        if len(first) == len(pending):
+            break
         pending = [index for index in pending if first[endings[index].job_id] != index]
     return written
