@@ -35,8 +35,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 #: What may be a user's name and password, before an `@`.
 _CREDENTIALS = re.compile(r"^(//|[^/]).*@|[^/@]*:.*@")
-#: A name after IDNA, or an address: what every parser of URLs takes for the same host.
-_HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+", re.ASCII)
+#: A name after IDNA or an address, and a port: what every parser of URLs takes for the same host.
+_HOST_AND_PORT = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{0,5})?", re.ASCII)
 
 
 class JobState(StrEnum):
@@ -193,8 +193,11 @@ def check_webhook_url(url: object) -> None:
         raise InvalidRequestError("webhook_url must be ASCII without spaces; percent-encode it")
     try:
         parts = urlsplit(url)
-        host = parts.hostname or ""
-        usable = parts.scheme in ("http", "https") and _HOST.fullmatch(host) and parts.port != 0
+        usable = (
+            parts.scheme in ("http", "https")
+            and _HOST_AND_PORT.fullmatch(parts.netloc.rpartition("@")[2])
+            and parts.port != 0
+        )
     except ValueError:
         usable = False
     if not usable:
