@@ -115,6 +115,9 @@ class Source:
         Nor what may be meant as credentials in a URL that is mistyped: of `user:password@host/a`
         there is `…@host/a`.
         """
+        return _printable(self._display())
+
+    def _display(self) -> str:
         if self.scheme == "data":
             return f"data:{self.uri[5:].partition(',')[0][:40]},…"
         if self.scheme == "file":
@@ -215,10 +218,13 @@ def webhook_display(url: str) -> str:
     return f"{origin}/…" if parts.path not in ("", "/") or parts.query else origin
 
 
+def _printable(text: str) -> str:
+    """Without what could forge lines, or steer a terminal; it may have been percent-encoded."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def _shown_path(text: str) -> str:
     """An absolute path, or what is none and may have been meant to be a URL."""
-    # What is percent-encoded in a URL may be a line break once decoded.
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     shown = _CREDENTIALS.sub("…@", text)
     if text.startswith("/") and not text.startswith("//"):
         return shown
