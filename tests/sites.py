@@ -135,6 +135,10 @@ class Site(http.server.BaseHTTPRequestHandler):
     def send_gzip(self) -> None:
         self.answer(200, ("Content-Encoding", "gzip"), body=gzip.compress(PHOTO))
 
+    def send_gzip_twice(self) -> None:
+        encodings = (("Content-Encoding", "gzip"), ("Content-Encoding", "identity"))
+        self.answer(200, *encodings, body=gzip.compress(PHOTO))
+
     def send_gzip_bomb(self) -> None:
         bomb = gzip.compress(bytes(50 * 2**20))  # a thousandth of that
         self.answer(

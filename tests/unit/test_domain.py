@@ -29,6 +29,8 @@ from captioner.errors import ErrorCode, InvalidRequestError, JobError, PluginErr
         ("data:image/png;base64,aGVsbG8=", "data", "data:image/png;base64,…"),
         ("file:///media/a%0Ab.jpg", "file", "/media/a\N{REPLACEMENT CHARACTER}b.jpg"),
         ("S3://bucket/key", "s3", "s3://bucket/key"),
+        ("https://a.example/\x9b\u202e\u200b.jpg", "https", "https://a.example/���.jpg"),
+        ("data:\x9b\u202e,", "data", "data:��,…"),
         ("c:picture.jpg", "file", "c:picture.jpg"),
     ],
 )

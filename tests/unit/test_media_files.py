@@ -226,6 +226,27 @@ def test_nor_is_what_becomes_one_before_it_is_decoded(
     assert caught.value.code is ErrorCode.FETCH_FAILED
 
 
+def test_a_link_that_is_exchanged_while_it_is_resolved_is_no_accident(
+    root: Path, limits: MediaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(real_files, "_REACH", os.O_CLOEXEC)  # the system leaves no time for it
+    (root / "link.jpg").symlink_to("photo.jpg")
+    real = os.readlink
+
+    def read(path: str, *arguments: object, **options: object) -> str:
+        if str(path).endswith("link.jpg"):
+            Path(path).unlink()
+            Path(path).touch()
+        return real(path, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "readlink", read)
+
+    try:  # by the version of Python
+        assert open_source(Source(f"{root}/link.jpg"), root, limits).path == root / "link.jpg"
+    except JobError as error:
+        assert error.code is ErrorCode.SOURCE_NOT_ALLOWED  # noqa: PT017
+
+
 def test_a_fifo_in_the_files_place_blocks_nobody(root: Path, limits: MediaSettings) -> None:
     media = open_source(Source(f"{root}/photo.jpg"), root, limits)
     media.path.unlink()

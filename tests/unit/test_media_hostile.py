@@ -142,6 +142,26 @@ URLS: list[tuple[str, ErrorCode]] = [
     ("http://:{port}/", UNREADABLE),
     ("http://..:{port}/", REFUSED),
     ("http://127.0.0.1..:{port}/", REFUSED),
+    # letters that some program takes for others
+    ("http://ｌｏｃａｌｈｏｓｔ:{port}/", UNREADABLE),
+    ("http://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ:{port}/", UNREADABLE),
+    ("http://loc\N{SOFT HYPHEN}alhost:{port}/", UNREADABLE),
+    ("http://127.0.0.1\N{ZERO WIDTH SPACE}:{port}/", UNREADABLE),
+    ("http://127\N{ONE DOT LEADER}0.0.1:{port}/", UNREADABLE),
+    ("http://127．0．0．1:{port}/", REFUSED),
+    ("http://⒈27.0.0.1:{port}/", UNREADABLE),
+    ("http://xn--localhost-:{port}/", REFUSED),
+    ("http://127.0.0.1:８0/", REFUSED),
+    # where the host seems to be another part
+    ("http://@127.0.0.1:{port}/", REFUSED),
+    ("http://127.0.0.1:{port}?@public.example/", REFUSED),
+    ("http://127.0.0.1:{port}#@public.example/", REFUSED),
+    ("http:\\\\127.0.0.1:{port}/", UNREADABLE),
+    ("http:/\\127.0.0.1:{port}/", UNREADABLE),
+    ("//127.0.0.1:{port}/", SHOWN),
+    ("http://[::ffff:127.0.0.1%25lo]:{port}/", UNREADABLE),
+    ("http://[v1.127.0.0.1]:{port}/", UNREADABLE),
+    ("http://[::1]@public.example@127.0.0.1:{port}/", SHOWN),
 ]
 
 #: Names, and what a hostile or an honest DNS says they are.
@@ -269,7 +289,7 @@ def failure(uri: str, folder: Path, limits: MediaSettings) -> JobError:
 
 
 def test_there_are_enough_of_them() -> None:
-    assert len({url for url, _ in URLS}) == len(URLS) >= 90
+    assert len({url for url, _ in URLS}) == len(URLS) >= 120
     assert len(NAMES) >= 20
 
 
@@ -282,6 +302,18 @@ def test_no_connection_to_what_the_url_says(
     assert (inside.connections(), _attempts) == (0, [])
     assert error.code is code, error.message
     assert error.retryable is (code is REFUSED)
+
+
+@pytest.mark.parametrize(("url", "code"), URLS, ids=[url for url, _ in URLS])
+def test_nor_does_a_webhook_make_one(
+    inside: Inside, limits: MediaSettings, tmp_path: Path, url: str, code: ErrorCode
+) -> None:
+    with pytest.raises(JobError) as caught:
+        _fetch("post", url.format(port=inside.port), tmp_path, limits, resolve_host)
+
+    assert (inside.connections(), _attempts) == (0, [])
+    assert caught.value.code is code
+    assert "hunter2" not in caught.value.message
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -121,6 +121,7 @@ def test_each_status_is_final_or_to_be_tried_again(
         ("endless-hints", ErrorCode.FETCH_FAILED, True),
         ("switch", ErrorCode.FETCH_FAILED, True),
         ("gzip", ErrorCode.FETCH_FAILED, False),
+        ("gzip-twice", ErrorCode.FETCH_FAILED, False),
         ("gzip-bomb", ErrorCode.FETCH_FAILED, False),
         ("gzip-transfer", ErrorCode.FETCH_FAILED, True),
         ("claims-twice", ErrorCode.FETCH_FAILED, True),

@@ -268,6 +268,30 @@ def test_one_wrong_header_raises_one_exception_only(name: str, value: Any, body:
         verify(headers, body, SECRET, now=NOW)
 
 
+@given(
+    part=st.sampled_from(["webhook-id", "webhook-timestamp", "webhook-signature", "body"]),
+    at=st.integers(0, 200),
+    removed=st.integers(0, 3),
+    added=st.text(max_size=3),
+)
+def test_a_changed_webhook_raises_one_exception_or_is_the_same(
+    part: str, at: int, removed: int, added: str
+) -> None:
+    """An edit of what was right; of a signature more may stand beside it."""
+    webhook = {**signed(), "body": BODY.decode()}
+    text = webhook[part]
+    webhook[part] = text[:at] + added + text[at + removed :]
+    body = webhook.pop("body")
+    try:
+        verified = verify(webhook, body, SECRET, now=NOW)
+    except WebhookVerificationError:
+        assert webhook != signed() or body != BODY.decode()
+    else:
+        assert verified == VerifiedWebhook("msg_1", NOW.replace(microsecond=0))
+        assert body == BODY.decode()
+        assert signed()["webhook-signature"] in webhook["webhook-signature"]
+
+
 @given(body=st.binary(), message_id=st.from_regex(r"[A-Za-z0-9_]{1,64}", fullmatch=True))
 def test_what_was_signed_is_verified(body: bytes, message_id: str) -> None:
     headers = signed_headers([SECRET], message_id, NOW, body)

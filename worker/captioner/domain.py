@@ -35,8 +35,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 #: What may be a user's name and password, before an `@`.
 _CREDENTIALS = re.compile(r"^(//|[^/]).*@|[^/@]*:.*@")
-#: A name after IDNA, or an address: what every parser of URLs takes for the same host.
-_HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+", re.ASCII)
+#: A name after IDNA or an address, and a port: what every parser of URLs takes for the same host.
+_HOST_AND_PORT = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{0,5})?", re.ASCII)
 
 
 class JobState(StrEnum):
@@ -110,6 +110,9 @@ class Source:
         Nor what may be meant as credentials in a URL that is mistyped: of `user:password@host/a`
         there is `…@host/a`.
         """
+        return _printable(self._display())
+
+    def _display(self) -> str:
         if self.scheme == "data":
             return f"data:{self.uri[5:].partition(',')[0][:40]},…"
         if self.scheme == "file":
@@ -194,8 +197,11 @@ def check_webhook_url(url: object) -> None:
         raise InvalidRequestError("webhook_url must be ASCII without spaces; percent-encode it")
     try:
         parts = urlsplit(url)
-        host = parts.hostname or ""
-        usable = parts.scheme in ("http", "https") and _HOST.fullmatch(host) and parts.port != 0
+        usable = (
+            parts.scheme in ("http", "https")
+            and _HOST_AND_PORT.fullmatch(parts.netloc.rpartition("@")[2])
+            and parts.port != 0
+        )
     except ValueError:
         usable = False
     if not usable:
@@ -213,11 +219,15 @@ def webhook_display(url: str) -> str:
     return f"{origin}/…" if parts.path not in ("", "/") or parts.query else origin
 
 
+def _printable(text: str) -> str:
+    """Without what could forge lines, or steer a terminal; it may have been percent-encoded."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def _shown_path(text: str) -> str:
     """An absolute path, or what is none and may have been meant to be a URL."""
-    if not text.isprintable():
-        # What is percent-encoded in a URL may be a line break once decoded.
-        text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     shown = _CREDENTIALS.sub("…@", text)
     if text.startswith("/") and not text.startswith("//"):
         return shown

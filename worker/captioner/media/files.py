@@ -52,9 +52,9 @@ def open_file(source: Source, folder: Path, limits: MediaSettings) -> Media:  # 
             roots and for what is no file, `fetch_failed` for what cannot be read,
             `media_too_large`. Outside the roots the answer never depends on what is there.
     """
-    real = real_path(_requested_path(source))
+    real = _resolved(_requested_path(source))
     name = source.display
-    if not _inside(real, limits.allowed_roots):
+    if real is None or not _inside(real, limits.allowed_roots):
         raise JobError(
             ErrorCode.SOURCE_NOT_ALLOWED,
             f"{name} is in none of the worker's allowed folders (CAPTIONER_MEDIA__ALLOWED_ROOTS)",
@@ -103,6 +103,13 @@ def _requested_path(source: Source) -> str:
             ErrorCode.SOURCE_NOT_ALLOWED, f"{source.display}: .. is not allowed in a path"
         )
     return path
+
+
+def _resolved(path: str) -> str | None:
+    try:
+        return real_path(path)
+    except OSError:
+        return None  # a link was exchanged under its hands: nobody knows where it leads
 
 
 def _inside(real: str, roots: Iterable[Path]) -> bool:

@@ -103,7 +103,8 @@ class _Download:
             headers = {name.lower(): value for name, value in response.headers}
             if response.status in _REDIRECTS:
                 return headers.get(b"location", b"")
-            announced = self._check_answer(response.status, headers)
+            encodings = [v for name, v in response.headers if name.lower() == b"content-encoding"]
+            announced = self._check_answer(response.status, headers, encodings)
             self._store(response, announced)
         return None
 
@@ -115,14 +116,16 @@ class _Download:
         except ValueError:
             self._fail("redirected to a URL that cannot be understood")
 
-    def _check_answer(self, status: int, headers: dict[bytes, bytes]) -> int:
+    def _check_answer(
+        self, status: int, headers: dict[bytes, bytes], encodings: list[bytes]
+    ) -> int:
         """How many bytes it announces; 0 when it does not say."""
         if status not in _SUCCESSES:
             self._fail(
                 f"answered with HTTP status {status}", retryable=status >= 500 or status in _LATER
             )
         # Not decoded, on purpose: one gzip block can be a thousand times its size.
-        if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"):
+        if any(one.strip().lower() not in (b"", b"identity") for one in encodings):
             self._fail("answered with a Content-Encoding although none was asked for")
         length = headers.get(b"content-length", b"")
         announced = int(length) if length.isdigit() else 0
