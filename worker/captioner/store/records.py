@@ -65,7 +65,11 @@ def _unstorable(outcome: Outcome, error: Exception) -> Outcome:
         ErrorCode.INTERNAL, f"the result cannot be stored: {problem}", retryable=False
     )
     return Outcome(
-        job_id=outcome.job_id, attempt=outcome.attempt, state=JobState.FAILED, failure=failure
+        job_id=outcome.job_id,
+        attempt=outcome.attempt,
+        state=JobState.FAILED,
+        failure=failure,
+        frames_done=outcome.frames_done,
     )
 
 
@@ -87,6 +91,8 @@ def _prepare(outcome: Outcome) -> Prepared:
         "timings": timings,
         "event_data": {"error_code": failure and failure.code, "timings": timings},
     }
+    if outcome.frames_done is not None:
+        job["frames_done"] = outcome.frames_done
     key = {"job_id": job["job_id"], "attempt": outcome.attempt}
     lines = canonical_json([{**key, **caption} for caption in captions])
     return Prepared(outcome, job, captions, canonical_json(job), lines[1:-1])
