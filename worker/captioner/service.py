@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from captioner.attempts import Attempt, Ending
-from captioner.domain import Job, JobState, Lane, ModelInfo, Outcome, Requeue
+from captioner.domain import Job, JobState, Lane, ModelInfo, Outcome, Progress, Requeue
 from captioner.engine import Engine, EngineStats
 from captioner.errors import JobNotFoundError, StoreUnavailableError
 from captioner.events import Event, event_type
+from captioner.frame_log import FrameLog
 from captioner.in_hand import Claim, InHand
 from captioner.loading import open_engine
 from captioner.pipeline import CHECK_SECONDS, Pipeline
@@ -97,8 +98,14 @@ class CaptionService:
         """True when the model is lost for good: the worker should end, with code 1."""
         return self._engine.failed
 
-    def run(self, job_ids: Sequence[UUID]) -> list[JobState]:
+    def run(
+        self, job_ids: Sequence[UUID], tell: Callable[[Progress], None] = lambda _: None
+    ) -> list[JobState]:
         """Caption those of these jobs that can be claimed; the others are somebody else's.
+
+        Args:
+            job_ids: of one message.
+            tell: called now and then with how far a video is, by several threads.
 
         Returns:
             What each claimed job is afterwards; `queued` where it will be tried again.
@@ -109,7 +116,7 @@ class CaptionService:
         # Claimed first: what waits without an owner would be taken for lost.
         jobs = self._patiently(lambda: self._combined.claim(job_ids))
         self._in_hand.add(jobs)
-        attempts = [self._attempt(job) for job in jobs]
+        attempts = [self._attempt(job, tell) for job in jobs]
         states: dict[UUID, JobState] = {}
         try:
             with self._room.taken(len(jobs)) if len(jobs) > 1 else nullcontext():
@@ -127,13 +134,26 @@ class CaptionService:
         """True when so much is claimed that other workers should have the next message."""
         return len(self._in_hand) >= MOST_CLAIMED * self._concurrency
 
-    def _attempt(self, job: Job) -> Attempt:
+    def _attempt(self, job: Job, tell: Callable[[Progress], None]) -> Attempt:
+        def keep(progress: Progress) -> bool:
+            kept = self.store.record_frames(progress)
+            if kept:
+                tell(progress)
+            return kept
+
+        frames = FrameLog(
+            job,
+            self.model,
+            load=lambda: self._patiently(lambda: self.store.recorded_frames(job, self.model)),
+            keep=keep,
+        )
         return Attempt(
             job,
             self._pipeline,
             self.model,
             self._retry,
             self._in_hand.canceled(job),
+            frames,
             self._executor.submit if self._pipeline.finishes_slowly else None,
         )
 
