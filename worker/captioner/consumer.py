@@ -74,6 +74,9 @@ class TaskRequest(request.Request):
     What a producer says of its own arguments is not shown: sources hold tokens, and pictures.
     """
 
+    #: True once Flower was told how far it is.
+    _progressed = False
+
     def __init__(self, message: Any, **options: Any) -> None:
         """See Celery's own."""
         super().__init__(message, **options)
@@ -86,9 +89,20 @@ class TaskRequest(request.Request):
         return told
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's
-        """Tell Flower; a revoked task stays revoked, though its thread ends like any other."""
-        if not (self._already_revoked and type == "task-succeeded"):
+        """Tell Flower; a revoked task stays revoked, though its thread ends like any other.
+
+        Unless it told of progress: for Celery no task in a state of its own is ever revoked, and it
+        would seem to go on.
+        """
+        revoked = self._already_revoked and not self._progressed
+        if not (revoked and type == "task-succeeded"):
             super().send_event(type, **fields)
+
+    def tell_progress(self, done: int, total: int | None) -> None:
+        """Have Flower show how far a video is: as its result, for lack of a better place."""
+        self._progressed = True
+        far = f"{done} frames" if total is None else f"{done} of {total} frames"
+        self.send_event("task-progress", frames_done=done, frames_total=total, result=far)
 
 
 def _ids(message: Mapping[str, Any]) -> list[UUID]:
