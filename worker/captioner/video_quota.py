@@ -58,7 +58,7 @@ class VideoQuota:
 quota = VideoQuota("videos", ["captions", "captions.bulk"])
 
 
-class OpenQueues(priority_cycle):  # type: ignore[misc]  # kombu has no types
+class OpenQueues(priority_cycle):
     """The order in which kombu's Redis transport asks queues: as they are given, the open ones."""
 
     def consume(self, n: int) -> list[str]:
