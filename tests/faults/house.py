@@ -40,7 +40,8 @@ def provide_captioner(settings):
         raise OSError("the disk is on fire")
     notes = os.environ.get("FAULTY_NOTES")
     seconds = float(os.environ["FAULTY_SECONDS"])
-    return load_faulty_model(32, seconds_per_batch=seconds, notes=notes and Path(notes))
+    size = int(os.environ.get("FAULTY_SIZE", "32"))
+    return load_faulty_model(size, seconds_per_batch=seconds, notes=notes and Path(notes))
 
 def held(path, size):
     while not path.with_name("release").exists():
