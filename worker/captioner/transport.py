@@ -25,7 +25,7 @@ EMBEDDED_PREFIX = "sqla+sqlite:///"
 class EmbeddedChannel(sqlalchemy_transport.Channel):
     """A channel that takes messages only from queues that are open."""
 
-    def _get(self, queue: str) -> Any:
+    def _get(self, queue: str, timeout: Any = None) -> Any:  # noqa: ARG002  # kombu's
         if queue not in quota.open_queues(self._active_queues):
             raise Empty
         return super()._get(queue)
