@@ -57,7 +57,7 @@ def add(log: FrameLog, seconds: float) -> None:
 
 def test_nothing_is_kept_where_nothing_is_new(store: Store) -> None:
     keeper = Keeper()
-    log = opened(*claimed(store), keeper)
+    log = opened(claimed(store)[0], keeper)
     log.keep_now_and_then()
     add(log, 0.0)
     log.keep_now_and_then()
@@ -67,7 +67,7 @@ def test_nothing_is_kept_where_nothing_is_new(store: Store) -> None:
 def test_not_more_often_than_once_a_second(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame_log, "KEEP_SECONDS", 3600.0)
     keeper = Keeper()
-    log = opened(*claimed(store), keeper)
+    log = opened(claimed(store)[0], keeper)
     for seconds in range(99):
         add(log, seconds)
     assert keeper.asked == []
@@ -76,7 +76,7 @@ def test_not_more_often_than_once_a_second(store: Store, monkeypatch: pytest.Mon
 
 def test_what_a_database_that_is_away_could_not_keep_is_kept_later(store: Store) -> None:
     keeper = Keeper()
-    log = opened(*claimed(store), keeper)
+    log = opened(claimed(store)[0], keeper)
     add(log, 0.0)
     keeper.error = StoreUnavailableError("away")
     add(log, 1.0)
@@ -92,7 +92,7 @@ def test_what_cannot_be_kept_at_all_is_said_once(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     keeper = Keeper()
-    log = opened(*claimed(store), keeper)
+    log = opened(claimed(store)[0], keeper)
     keeper.error = ValueError("a NUL character")
     with caplog.at_level(logging.WARNING):
         for seconds in range(3):

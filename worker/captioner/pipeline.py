@@ -277,7 +277,7 @@ class Captioning:
     def abandon(self) -> None:
         """Let the engine drop what it has not begun."""
         self.abandoned = True
-        for _, future in self._waiting:
+        for _, future in list(self._waiting):  # another thread may be taking some
             future.cancel()
 
     def _take_done(self) -> None:
