@@ -6,7 +6,7 @@ request has options of videos; other animations (WebP, AVIF) always are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from captioner import (
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 @hookimpl
 def sample_frames(
-    media: Media, request: CaptionRequest, image_size: int, limits: MediaSettings
+    media: Media,
+    request: CaptionRequest,
+    image_size: int,
+    limits: MediaSettings,
+    done_seconds: Collection[float] = (),
 ) -> Iterable[Frame] | None:
     """The frames that the request's options ask for; None for what is no video."""
     demuxer = _demuxer_of(media, request.video)
@@ -51,7 +55,7 @@ def sample_frames(
     # Not before: who only lists plugins, or decodes pictures, need not load FFmpeg.
     from captioner_video.sampling import frames_of
 
-    return frames_of(media, demuxer, request.video, image_size, limits)
+    return frames_of(media, demuxer, request.video, image_size, limits, done_seconds)
 
 
 @hookimpl

@@ -37,7 +37,8 @@ def frames_of(
         options: which frames.
         image_size: height and width of each frame in pixels.
         limits: of bytes, pixels, time and frames.
-        done_seconds: times of frames that are not wanted again.
+        done_seconds: times of frames that are not wanted again: the first ones of an attempt
+            before this one. Their pictures are not looked at, so the one after them is new.
 
     Yields:
         Frames in the order of time; one that looks like the one before it is `repeated`. Its time
@@ -107,16 +108,16 @@ class _Run:
 
     def frames(self, done_seconds: Collection[float]) -> Iterator[Frame]:
         times = still_to_do(self._times, done_seconds)
-        for number, seconds in enumerate(times):
+        for seconds in times:
             shown = self._reader.at(seconds)
             if shown is None:
                 break
             end = self._reader.end_seconds
             if end is not None and end < seconds - EARLY_END_SECONDS:
-                yield from self._ended_early(end, shown, first=number == 0)
+                yield from self._ended_early(end, shown, done_seconds)
                 return
             yield self._frame(shown, seconds if self._reader.exact else shown.seconds)
-        if not self._seen.frames and times:
+        if not self._seen.frames and not done_seconds and times:
             raise self._no_frames("none of its frames can be decoded")
 
     def tell(self) -> None:
@@ -128,18 +129,22 @@ class _Run:
                 self._seen.frames,
             )
 
-    def _ended_early(self, end: float, last: Shown, *, first: bool) -> Iterator[Frame]:
+    def _ended_early(
+        self, end: float, last: Shown, done_seconds: Collection[float]
+    ) -> Iterator[Frame]:
         """It is shorter than it said: plan anew, or close with its last frame."""
         logger.info("the video says %.1f s and ends at %.1f s", self._duration_seconds, end)
         self._duration_seconds = end
-        if not first:
-            self._times = self._times[: self._seen.frames + 1]
-            yield self._frame(last, last.seconds)
+        within = [seconds for seconds in self._times if end >= seconds - EARLY_END_SECONDS]
+        if within:
+            self._times = self._times[: len(within) + 1]
+            if len(done_seconds) < len(self._times):  # else it is closed
+                yield self._frame(last, last.seconds)
             return
         self._times = plan_times(self._options, end, [last.seconds])
         if not self._times:
             raise self._no_frames(f"it lasts {end:.3f} s, and no time asked for is in it")
-        for seconds in self._times:
+        for seconds in still_to_do(self._times, done_seconds):
             shown = self._reader.at(seconds)
             if shown is not None:
                 yield self._frame(shown, seconds if self._reader.exact else shown.seconds)

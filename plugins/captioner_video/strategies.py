@@ -59,8 +59,8 @@ def spread(times: Sequence[float], most: int | None) -> list[float]:
 def still_to_do(times: Sequence[float], done_seconds: Collection[float]) -> list[float]:
     """Those of the times for which no frame is there yet.
 
-    A frame is of the first time that is not before its own: near a time that could not be reached
-    exactly an earlier frame was taken.
+    A frame is of the first time that is not before its own and has none: near a time that could not
+    be reached exactly an earlier frame was taken, and the same one for several times.
 
     Args:
         times: as `plan_times` gave them.
@@ -69,10 +69,9 @@ def still_to_do(times: Sequence[float], done_seconds: Collection[float]) -> list
     done = sorted(done_seconds)
     todo, at = [], 0
     for time in times:
-        found = False
-        while at < len(done) and done[at] <= time + SAME_SECONDS:
-            found, at = True, at + 1
-        if not found:
+        if at < len(done) and done[at] <= time + SAME_SECONDS:
+            at += 1
+        else:
             todo.append(time)
     return todo
 

@@ -25,22 +25,38 @@ from distributions import install
 from processes import Worker, environment, running_worker, settings_of, wait_until
 from servers import RedisServer
 
-#: What a worker is told: an engine that breaks by colour, decoders that break by file.
+#: What a worker is told: an engine that breaks by colour, decoders that break by file, videos that
+#: go on until there is a file `release` beside them.
 FAULTY_PLUGIN = """
 import os, signal, time
-from captioner import hookimpl
+from pathlib import Path
+import numpy as np
+from captioner import Frame, hookimpl
 from captioner.testing import load_faulty_model
 
 @hookimpl
 def provide_captioner(settings):
     if os.environ.get("FAULTY_LOAD"):
         raise OSError("the disk is on fire")
-    return load_faulty_model(32, seconds_per_batch=float(os.environ["FAULTY_SECONDS"]))
+    notes = os.environ.get("FAULTY_NOTES")
+    seconds = float(os.environ["FAULTY_SECONDS"])
+    size = int(os.environ.get("FAULTY_SIZE", "32"))
+    return load_faulty_model(size, seconds_per_batch=seconds, notes=notes and Path(notes))
+
+def held(path, size):
+    while not path.with_name("release").exists():
+        time.sleep(0.05)
+    yield Frame(np.full((size, size, 3), 7, np.uint8), 0.0)
 
 @hookimpl
-def sample_frames(media):
-    if media.path.read_bytes().endswith(b"segmentation fault"):
+def sample_frames(media, image_size):
+    with media.path.open("rb") as file:
+        file.seek(-min(32, media.path.stat().st_size), os.SEEK_END)
+        end = file.read()
+    if end.endswith(b"segmentation fault"):
         os.kill(os.getpid(), signal.SIGSEGV)
+    if end.endswith(b"held"):
+        return held(media.path, image_size)
 """
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

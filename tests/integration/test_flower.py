@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from captioner.demo.scenes import draw, scenes
-from captioner.domain import JobState
+from captioner.domain import JobState, Lane
 from captioner.jobs import Jobs
 from captioner.store import upgrade
+from distributions import install
 from hosts import HeldPictures
 from processes import environment, running_worker, settings_of
 from servers import free_port
+from videos import plain, write_video
 
 PATIENCE_SECONDS = 60
 
@@ -101,6 +104,59 @@ def test_flower_lists_the_worker_and_short_arguments(
     assert task["kwargs"] == str(job.id)
     assert task["result"] == "'1 succeeded'"
     assert task["worker"] == name
+
+
+SLOW_PLUGIN = """
+from captioner import hookimpl
+from captioner.testing import load_faulty_model
+
+@hookimpl
+def provide_captioner(settings):
+    return load_faulty_model(32, seconds_per_batch=0.4)
+"""
+
+
+def test_flower_shows_how_far_a_video_is(tmp_path: Path, redis_url: str, sqlite_url: str) -> None:
+    upgrade(sqlite_url)
+    install(tmp_path, "slow", SLOW_PLUGIN)
+    env = environment(
+        tmp_path, BROKER__URL=redis_url, DATABASE__URL=sqlite_url, ENGINE__MAX_BATCH="1"
+    )
+    env |= {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
+    shades = (plain((40 + 60 * (n % 3), 40 + 50 * (n % 4), 90)) for n in range(120))
+    film = write_video(tmp_path / "film.mp4", shades, rate=1)
+    with (
+        running_flower(env, tmp_path) as flower,
+        Jobs(settings_of(env)) as jobs,
+        running_worker(tmp_path, env) as worker,
+    ):
+        (name,) = eventually(f"{flower}/api/workers?refresh=1", lambda a: len(a) == 1)
+        every_tenth = {"strategy": "interval", "interval_seconds": 10}
+        job = jobs.submit(str(film), video=every_tenth, lane=Lane.VIDEO)
+        seen = eventually(f"{flower}/api/tasks", lambda a: states(a) == ["PROGRESS"])
+        ((task_id, task),) = seen.items()
+        assert re.fullmatch(r"\d+ of 12 frames", task["result"])
+        assert task["kwargs"] == str(job.id)
+        assert (task["worker"], task["started"] > 0) == (name, True)
+        told = jobs.get(job.id)
+        assert (told.frames_done or 0) > 0
+        assert told.frames_total == 12
+        seen = eventually(f"{flower}/api/tasks", lambda a: states(a) == ["SUCCESS"])
+        assert seen[task_id]["result"] == "'1 succeeded'"
+        # One that was revoked does not seem to go on.
+        every_second = {"strategy": "interval", "interval_seconds": 1}
+        second = jobs.submit(str(film), video=every_second, lane=Lane.VIDEO)
+        seen = eventually(f"{flower}/api/tasks", lambda a: "PROGRESS" in states(a))
+        (running,) = [one for one in seen if one != task_id]
+        post(f"{flower}/api/task/revoke/{running}", terminate="true")
+        assert jobs.wait(second.id, timeout_seconds=60).state is JobState.CANCELED
+        seen = eventually(f"{flower}/api/tasks", lambda a: "PROGRESS" not in states(a))
+        assert seen[running]["result"] == "'1 canceled'"
+        assert worker.stop() == 0
+
+
+def states(tasks: dict[str, Any]) -> list[str]:
+    return [task["state"] for task in tasks.values()]
 
 
 def test_flowers_controls_work(tmp_path: Path, redis_url: str, sqlite_url: str) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from captioner.domain import CaptionRequest, Frame, Lane, Media, Source
-from captioner.errors import CrashError, ErrorCode, JobError, PluginError
+from captioner.errors import CanceledError, CrashError, ErrorCode, JobError, PluginError
 from captioner.sampling import ChildSampler, InlineSampler, Sampler, open_plugins
 from captioner.sampling.wire import Ready, pack, unpack
 from captioner.settings import LogSettings, MediaSettings, PluginSettings
@@ -390,6 +390,65 @@ def test_an_error_after_some_frames_is_the_plugins(tmp_path: Path, open_sampler:
     assert [next(film).time_seconds for _ in range(100)] == [n / 4 for n in range(100)]
     with pytest.raises(JobError, match=r"'poison'.*the film tore"):
         next(film)
+
+
+VIDEO = CaptionRequest(source=Source("/x"), lane=Lane.VIDEO)
+
+
+class Unwanted:
+    """A look around that says, at the second time, that nobody waits any more."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def __call__(self) -> None:
+        self.looks += 1
+        if self.looks == 2:
+            raise CanceledError("enough")
+
+
+def test_who_waits_for_a_video_looks_around_and_may_leave(
+    tmp_path: Path, open_sampler: Open
+) -> None:
+    sampler, look = open_sampler(), Unwanted()
+    file = media(tmp_path, "hang-1.mp4")
+    with pytest.raises(CanceledError):
+        list(sampler.sample(file, VIDEO, SIZE, look=look))
+    assert look.looks == 2
+    assert process_state(int(file.path.with_suffix(".pid").read_text())) == "gone"
+    assert sampler._slots.acquire(Lane.VIDEO, 0)
+
+
+def test_a_video_that_hangs_fails_although_somebody_looks_around(
+    tmp_path: Path, open_sampler: Open
+) -> None:
+    sampler, looks = open_sampler(decode_timeout_seconds=1), []
+    with pytest.raises(JobError, match="longer than 1 s") as caught:
+        list(
+            sampler.sample(media(tmp_path, "hang-1.mp4"), VIDEO, SIZE, look=lambda: looks.append(1))
+        )
+    assert caught.value.code is ErrorCode.DECODE_FAILED
+    assert looks
+
+
+def test_who_waits_for_a_decoder_looks_around_and_may_leave(
+    tmp_path: Path, open_sampler: Open
+) -> None:
+    sampler, look = open_sampler(), Unwanted()
+    film = sampler.sample(media(tmp_path, "film-1.mp4"), VIDEO, SIZE)
+    next(film)  # it has the videos' share
+    with pytest.raises(CanceledError):
+        list(sampler.sample(media(tmp_path, "film-2.mp4"), VIDEO, SIZE, look=look))
+    film.close()
+    assert len(frames(sampler, media(tmp_path, "picture.jpg"))) == 1
+    assert next(sampler.sample(media(tmp_path, "film-2.mp4"), VIDEO, SIZE)).time_seconds == 0
+
+
+def test_a_video_leaves_inline_slots_to_pictures(tmp_path: Path) -> None:
+    inline = InlineSampler(open_plugins(PluginSettings(), MediaSettings()), MediaSettings())
+    while inline._slots.acquire(Lane.VIDEO, 0):
+        pass
+    assert len(frames(inline, media(tmp_path, "picture.jpg"))) == 1
 
 
 # --- Life cycle -----------------------------------------------------------------------------------

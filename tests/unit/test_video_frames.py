@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -28,7 +27,16 @@ from captioner_video.opening import opened, video_stream
 from captioner_video.sampling import frames_of
 from captioner_video.watch import Watch
 from pictures import zoo
-from videos import KINDS, clock, frame_of, plain, told, write_song_with_cover, write_video
+from videos import (
+    KINDS,
+    clock,
+    frame_of,
+    lengthened,
+    plain,
+    told,
+    write_song_with_cover,
+    write_video,
+)
 
 LIMITS = MediaSettings()
 SIZE = 64
@@ -198,13 +206,6 @@ def write_live(file: Any) -> None:
             frame.pts, frame.time_base = number, Fraction(1, RATE)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-
-
-def lengthened(data: bytes, factor: int) -> bytes:
-    """A Matroska file whose header says that it lasts longer; FFmpeg corrects that of others."""
-    at = data.index(b"\x44\x89\x88") + 3
-    (length,) = struct.unpack_from(">d", data, at)
-    return data[:at] + struct.pack(">d", length * factor) + data[at + 8 :]
 
 
 @pytest.mark.parametrize("factor", [3, 40])

@@ -18,6 +18,7 @@ from captioner.errors import (
     JobError,
     describe,
 )
+from captioner.frame_log import FrameLog
 from captioner.logs import job_context
 from captioner.pipeline import Captioning, Pipeline
 from captioner.retrying import retry
@@ -43,6 +44,7 @@ class Attempt:
         model: ModelInfo,
         retries: RetrySettings,
         canceled: Callable[[], bool],
+        frames: FrameLog,
         spawn: Callable[..., object] | None = None,
     ) -> None:
         """Begin nothing yet.
@@ -53,6 +55,7 @@ class Attempt:
             model: stamped on the result.
             retries: whether a failure is followed by another attempt.
             canceled: tells whether nobody wants the result any more.
+            frames: which of a video's are done.
             spawn: calls a function with its arguments in another thread; None: what is done with
                 captions takes no time, and is done where the end is asked for.
         """
@@ -61,6 +64,7 @@ class Attempt:
         self._model = model
         self._retries = retries
         self._canceled = canceled
+        self._frames = frames
         self._spawn = spawn
         self._started = time.monotonic()
         self._given_up = False
@@ -79,7 +83,9 @@ class Attempt:
         """
         with job_context(self.job.id):
             self._captioning = self._judged(
-                lambda: self._pipeline.begin(self.job.request, canceled=self._unwanted)
+                lambda: self._pipeline.begin(
+                    self.job.request, canceled=self._unwanted, log=self._frames
+                )
             )
         if self._captioning:
             self._captioning.when_done(lambda: self._captioned(ready))
@@ -87,7 +93,7 @@ class Attempt:
             ready(self)
 
     def _unwanted(self) -> bool:
-        return self._given_up or self._canceled()
+        return self._given_up or self._canceled() or self._frames.lost
 
     def _captioned(self, ready: Callable[[Attempt], None]) -> None:
         """Told by the engine, whose thread must not wait for plugins."""
@@ -192,6 +198,7 @@ class Attempt:
             failure=failure,
             model=self._model,
             timings={**(stages or {}), "total": round(time.monotonic() - self._started, 6)},
+            frames_done=self._frames.done,
         )
 
 

@@ -16,6 +16,7 @@ from celery.worker import consumer, request
 
 from captioner.celery import shown
 from captioner.request_json import as_uuid
+from captioner.video_quota import quota
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +74,14 @@ class TaskRequest(request.Request):
     What a producer says of its own arguments is not shown: sources hold tokens, and pictures.
     """
 
+    #: True once Flower was told how far it is.
+    _progressed = False
+
     def __init__(self, message: Any, **options: Any) -> None:
         """See Celery's own."""
         super().__init__(message, **options)
         self._argsrepr, self._kwargsrepr = "()", shown(_ids(self._kwargs))
+        quota.take(self)
 
     def info(self, safe: bool = False) -> dict[str, Any]:  # noqa: ARG002, FBT001, FBT002  # Celery's
         """What `inspect` tells; the arguments never as they are."""
@@ -84,9 +89,20 @@ class TaskRequest(request.Request):
         return told
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's
-        """Tell Flower; a revoked task stays revoked, though its thread ends like any other."""
-        if not (self._already_revoked and type == "task-succeeded"):
+        """Tell Flower; a revoked task stays revoked, though its thread ends like any other.
+
+        Unless it told of progress: for Celery no task in a state of its own is ever revoked, and it
+        would seem to go on.
+        """
+        revoked = self._already_revoked and not self._progressed
+        if not (revoked and type == "task-succeeded"):
             super().send_event(type, **fields)
+
+    def tell_progress(self, done: int, total: int | None) -> None:
+        """Have Flower show how far a video is: as its result, for lack of a better place."""
+        self._progressed = True
+        far = f"{done} frames" if total is None else f"{done} of {total} frames"
+        self.send_event("task-progress", frames_done=done, frames_total=total, result=far)
 
 
 def _ids(message: Mapping[str, Any]) -> list[UUID]:

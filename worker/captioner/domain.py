@@ -408,6 +408,10 @@ class Job:
     model: ModelInfo | None
     #: Seconds by stage: `fetch`, `decode`, `engine`, `total`.
     timings: Mapping[str, float]
+    #: Frames of a video that have captions, as far as is recorded; None: nothing is, or it is none.
+    frames_done: int | None
+    #: How many frames there will be, once that is known.
+    frames_total: int | None
     captions: tuple[Caption, ...] = ()
 
     @property
@@ -449,6 +453,8 @@ class Job:
             "error": dataclasses.asdict(self.failure) if self.failure else None,
             "model": dataclasses.asdict(self.model) if self.model else None,
             "timings": dict(self.timings),
+            "frames_done": self.frames_done,
+            "frames_total": self.frames_total,
         }
 
     @property
@@ -470,6 +476,27 @@ class Outcome:
     failure: JobFailure | None = None
     model: ModelInfo | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
+    #: Frames of a video that have captions; what was kept of them is deleted. None: it is none.
+    frames_done: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far an attempt at a video is: what a worker asks the store to keep until it ends."""
+
+    job_id: UUID
+    #: The attempt this worker claimed; nothing is kept when another has begun since.
+    attempt: int
+    #: Which one said it.
+    model: ModelInfo
+    #: Frames with their captions that the store has not got, in the order in which they came.
+    frames: tuple[FrameCaptions, ...]
+    #: The number of the first of them among all frames of the job, from 0.
+    first: int
+    #: Frames that have captions by now, those of attempts before this one included.
+    done: int
+    #: How many there will be, when that is known.
+    total: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ A plugin names only the arguments it wants.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,11 @@ def open_source(source: Source, folder: Path) -> Media | None:
 
 @hookspec(firstresult=True)
 def sample_frames(
-    media: Media, request: CaptionRequest, image_size: int, limits: MediaSettings
+    media: Media,
+    request: CaptionRequest,
+    image_size: int,
+    limits: MediaSettings,
+    done_seconds: Collection[float],
 ) -> Iterable[Frame] | None:
     """Turn media into frames; None leaves it to the next plugin.
 
@@ -72,6 +76,8 @@ def sample_frames(
         request: what the client asked for.
         image_size: height and width in pixels that every frame must have.
         limits: what the operator allows, such as `limits.max_video_seconds`.
+        done_seconds: times of frames that an attempt before this one has had captioned. They may be
+            left out; given again, they are dropped.
     """
 
 

@@ -17,7 +17,7 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from types import TracebackType
@@ -192,9 +192,18 @@ class Jobs(AbstractContextManager["Jobs"]):
         raise TimeoutError(f"job {job_id} has not ended after {timeout_seconds} s")
 
     def wait_each(
-        self, job_ids: Iterable[UUID | str], *, timeout_seconds: float | None = None
+        self,
+        job_ids: Iterable[UUID | str],
+        *,
+        timeout_seconds: float | None = None,
+        look: Callable[[Job], None] = lambda _: None,
     ) -> Iterator[Job]:
         """Yield jobs as they end; stops silently when the time is up.
+
+        Args:
+            job_ids: which ones.
+            timeout_seconds: how long to wait; None: until all have ended.
+            look: called with each that has not ended, whenever the database was asked.
 
         Raises:
             JobNotFoundError: one of them does not exist.
@@ -209,6 +218,8 @@ class Jobs(AbstractContextManager["Jobs"]):
                     if job.state.terminal:
                         ended.add(job.id)
                         yield job
+                    else:
+                        look(job)
             pending = [job_id for job_id in pending if job_id not in ended]
             if not pending or (deadline is not None and time.monotonic() >= deadline):
                 return

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from captioner.domain import Caption, CaptionRequest, Frame, FrameCaptions
 from captioner.engine import Engine
 from captioner.errors import CanceledError, ErrorCode, JobError
+from captioner.frame_log import FrameLog
 from captioner.media import HostSlots
 from captioner.plugins import Plugins
 from captioner.providers import Providers
@@ -105,15 +106,19 @@ class Pipeline:
         request: CaptionRequest,
         *,
         canceled: Callable[[], bool] | None = None,
+        log: FrameLog | None = None,
     ) -> Captioning:
         """Fetch and decode one source and give its frames to the engine; see `caption`.
 
-        Returns when the engine has the last frame: what has many waits for room meanwhile.
+        Returns when the engine has the last frame: what has many waits for room meanwhile. Frames
+        that have captions by `log` are not captioned again, and it is told of the others.
         """
         watch = _Watch(canceled, request.deadline_at)
-        captioning = Captioning(self._engine, self._providers, request, watch)
+        captioning = Captioning(self._engine, self._providers, request, watch, log)
         try:
-            with self._providers.counted(), closing(self._frames(request, watch)) as frames:
+            captioning.resume()
+            stream = self._frames(request, watch, captioning)
+            with self._providers.counted(), closing(stream) as frames:
                 for frame in frames:
                     captioning.add(frame)
         except BaseException:
@@ -121,14 +126,23 @@ class Pipeline:
             raise
         return captioning
 
-    def _frames(self, request: CaptionRequest, watch: _Watch) -> Generator[Frame, None, None]:
+    def _frames(
+        self, request: CaptionRequest, watch: _Watch, captioning: Captioning
+    ) -> Generator[Frame, None, None]:
         """Fetch and decode; what was fetched is gone when the last frame was taken."""
         with _folder(needed=self._providers.needs_folder(request.source)) as folder:
             watch.check()
             with watch.timed("fetch"), self._hosts.hold(request.source, request.lane):
                 media = self._providers.open_source(request.source, folder)
             size = self._engine.info.image_size
-            with closing(self._sampler.sample(media, request, size)) as frames:
+            stream = self._sampler.sample(
+                media,
+                request,
+                size,
+                done_seconds=captioning.done_seconds,
+                look=captioning.look,
+            )
+            with closing(stream) as frames:
                 while True:
                     watch.check()
                     with watch.timed("decode"):
@@ -142,9 +156,14 @@ class Captioning:
     """One source whose frames are with the engine."""
 
     def __init__(
-        self, engine: Engine, providers: Providers, request: CaptionRequest, watch: _Watch
+        self,
+        engine: Engine,
+        providers: Providers,
+        request: CaptionRequest,
+        watch: _Watch,
+        log: FrameLog | None = None,
     ) -> None:
-        """`engine` has none of the frames yet."""
+        """`engine` has none of the frames yet; `log` is told of those of a video."""
         self._engine = engine
         self._providers = providers
         self._request = request
@@ -154,20 +173,62 @@ class Captioning:
         self._waiting: deque[tuple[_Seen, Future[list[Caption]]]] = deque()
         #: Of the frame that came last: what it gives holds for frames that repeat it.
         self._last: Future[list[Caption]] | None = None
+        self._log = log
+        #: What attempts before this one have done, by time.
+        self._earlier: defaultdict[float, deque[FrameCaptions]] = defaultdict(deque)
+        #: True for a video, which the log is told of.
+        self._logged = False
+        #: Whoever has it may take frames: the one who waits for them all, or who has a look.
+        self._taking = threading.Lock()
         self.abandoned = False
 
+    def resume(self) -> None:
+        """Take over the frames that attempts before this one have done."""
+        for frame in self._log.earlier() if self._log else ():
+            self._done.append(frame)
+            if frame.time_seconds is not None:
+                self._earlier[frame.time_seconds].append(frame)
+
+    @property
+    def done_seconds(self) -> tuple[float, ...]:
+        """The times of these frames."""
+        return tuple(one.time_seconds for one in self._done if one.time_seconds is not None)
+
     def add(self, frame: Frame) -> None:
-        """Give the engine one more frame, when it has room for it; one that repeats costs none."""
+        """Give the engine one more frame, when it has room for it; one that repeats costs none.
+
+        One that was done before costs none either: not every plugin leaves those out.
+        """
+        if self._earlier and self._was_done(frame):
+            return
         if len(self._waiting) == FRAMES_IN_FLIGHT:
             self._take()
         if self._last is None or not frame.repeated:
             request = self._request
             self._last = self._engine.submit(frame.pixels, request.options, request.lane)
-        self._waiting.append((_Seen(frame.time_seconds, frame.media_seconds), self._last))
+        seen = _Seen(frame.time_seconds, frame.media_seconds, frame.expected_frames)
+        self._waiting.append((seen, self._last))
+        if self._log and frame.time_seconds is not None:
+            self._logged = True
+            self._take_done()
+
+    def _was_done(self, frame: Frame) -> bool:
+        known = self._earlier.get(frame.time_seconds) if frame.time_seconds is not None else None
+        if not known:
+            return False
+        # The next one may repeat it.
+        self._last = Future()
+        self._last.set_result(list(known.popleft().captions))
+        return True
 
     def when_done(self, tell: Callable[[], None]) -> None:
         """Have `tell` called when `result` need not wait; maybe at once, maybe by the engine."""
-        remaining = len(self._waiting)
+        with self._taking:
+            waiting = list(self._waiting)
+        remaining = len(waiting)
+        if not remaining:
+            tell()
+            return
         since = time.monotonic()
         lock = threading.Lock()
 
@@ -180,13 +241,21 @@ class Captioning:
                 self._watch.seconds["engine"] += time.monotonic() - since
                 tell()
 
-        for _, future in list(self._waiting):
+        for _, future in waiting:
             future.add_done_callback(one_done)
+
+    def look(self) -> None:
+        """Take what the engine has done, and raise when no more is wanted; see `Pipeline.caption`.
+
+        To be called now and then by who waits for a decoder.
+        """
+        self._watch.check()
+        self._take_done()
 
     def check(self) -> None:
         """Give up, and raise, when the result is not wanted any more; see `Pipeline.caption`."""
         try:
-            self._watch.check()
+            self.look()
         except BaseException:
             self.abandon()
             raise
@@ -194,8 +263,9 @@ class Captioning:
     def result(self) -> Captioned:
         """Wait for the captions; see `Pipeline.caption`."""
         try:
-            while self._waiting:
-                self._take()
+            with self._taking:
+                while self._waiting:
+                    self._take()
             with self._providers.counted():
                 captions = self._providers.finish(self._done, self._request)
         except BaseException:
@@ -207,20 +277,30 @@ class Captioning:
     def abandon(self) -> None:
         """Let the engine drop what it has not begun."""
         self.abandoned = True
-        for _, future in self._waiting:
+        for _, future in list(self._waiting):  # another thread may be taking some
             future.cancel()
+
+    def _take_done(self) -> None:
+        """Take what need not be waited for, and have it kept; of a video only."""
+        if not (self._log and self._logged):
+            return
+        with self._taking:
+            while self._waiting and self._waiting[0][1].done():
+                self._take()
+            self._log.keep_now_and_then()
 
     def _take(self) -> None:
         seen, future = self._waiting[0]
         with self._watch.timed("engine"):
             captions = tuple(self._watch.result(future))
-        self._done.append(
-            FrameCaptions(
-                time_seconds=seen.time_seconds,
-                captions=captions,
-                media_seconds=seen.media_seconds,
-            )
+        frame = FrameCaptions(
+            time_seconds=seen.time_seconds,
+            captions=captions,
+            media_seconds=seen.media_seconds,
         )
+        self._done.append(frame)
+        if self._log and self._logged:
+            self._log.add(frame, seen.expected_frames)
         self._waiting.popleft()
 
 
@@ -229,6 +309,7 @@ class _Seen(NamedTuple):
 
     time_seconds: float | None
     media_seconds: float | None
+    expected_frames: int | None
 
 
 def _folder(*, needed: bool) -> AbstractContextManager[Path]:

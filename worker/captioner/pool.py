@@ -19,6 +19,7 @@ from captioner.celery import CaptionerApp
 from captioner.errors import CaptionerError
 from captioner.housekeeping import Housekeeping
 from captioner.shutdown import ImmediateEnd
+from captioner.video_quota import quota
 from captioner.worker_parts import WorkerParts, open_parts
 
 #: Containers made and not freed before Python looks for cycles among them; its default is 700.
@@ -65,6 +66,7 @@ class TaskPool(thread.TaskPool):
         self.app.store, self.app.owner = parts.store, parts.owner
         self._housekeeping = Housekeeping(self.app, parts.store, parts.owner, parts.look_after)
         self._housekeeping.start()
+        quota.slots = lambda: self.limit
         if parts.captions:
             threading.Thread(target=self._watch, name="watch-engine", daemon=True).start()
         _spare_the_collector()

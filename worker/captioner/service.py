@@ -17,10 +17,20 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from captioner.attempts import Attempt, Ending
-from captioner.domain import Job, JobState, Lane, ModelInfo, Outcome, Requeue
+from captioner.domain import (
+    FrameCaptions,
+    Job,
+    JobState,
+    Lane,
+    ModelInfo,
+    Outcome,
+    Progress,
+    Requeue,
+)
 from captioner.engine import Engine, EngineStats
 from captioner.errors import JobNotFoundError, StoreUnavailableError
 from captioner.events import Event, event_type
+from captioner.frame_log import FrameLog
 from captioner.in_hand import Claim, InHand
 from captioner.loading import open_engine
 from captioner.pipeline import CHECK_SECONDS, Pipeline
@@ -99,8 +109,14 @@ class CaptionService:
         """True when the model is lost for good: the worker should end, with code 1."""
         return self._engine.failed
 
-    def run(self, job_ids: Sequence[UUID]) -> list[JobState]:
+    def run(
+        self, job_ids: Sequence[UUID], tell: Callable[[Progress], None] = lambda _: None
+    ) -> list[JobState]:
         """Caption those of these jobs that can be claimed; the others are somebody else's.
+
+        Args:
+            job_ids: of one message.
+            tell: called now and then with how far a video is, by several threads.
 
         Returns:
             What each claimed job is afterwards; `queued` where it will be tried again.
@@ -111,7 +127,7 @@ class CaptionService:
         # Claimed first: what waits without an owner would be taken for lost.
         jobs = self._patiently(lambda: self._combined.claim(job_ids))
         self._in_hand.add(jobs)
-        attempts = self._attempts(jobs)
+        attempts = self._attempts(jobs, tell)
         states: dict[UUID, JobState] = {}
         try:
             with self._room.taken(len(jobs)) if len(jobs) > 1 else nullcontext():
@@ -130,13 +146,31 @@ class CaptionService:
         """True when so much is claimed that other workers should have the next message."""
         return len(self._in_hand) >= MOST_CLAIMED * self._concurrency
 
-    def _attempts(self, jobs: Sequence[Job]) -> list[Attempt]:
+    def _attempts(self, jobs: Sequence[Job], tell: Callable[[Progress], None]) -> list[Attempt]:
         model = self.model
         spawn = self._executor.submit if self._pipeline.finishes_slowly else None
+
+        def keep(progress: Progress) -> bool:
+            kept = self.store.record_frames(progress)
+            if kept:
+                tell(progress)
+            return kept
+
         return [
-            Attempt(job, self._pipeline, model, self._retry, self._in_hand.canceled(job), spawn)
+            Attempt(
+                job,
+                self._pipeline,
+                model,
+                self._retry,
+                self._in_hand.canceled(job),
+                FrameLog(job, model, load=self._recorded_frames, keep=keep),
+                spawn,
+            )
             for job in jobs
         ]
+
+    def _recorded_frames(self, job: Job) -> Sequence[FrameCaptions]:
+        return self._patiently(lambda: self.store.recorded_frames(job, self.model))
 
     def _worked_off(self, attempts: Sequence[Attempt]) -> Iterator[list[Attempt]]:
         """Work on all of them at once; yields those that have ended, as they do."""

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from celery import Task, shared_task, signals
 from celery.exceptions import Reject
+from celery.worker import state as worker_state
 
 from captioner.celery import (
     CAPTION_TASK,
@@ -25,6 +26,7 @@ from captioner.receiving import receive
 from captioner.request_json import as_uuid
 
 if TYPE_CHECKING:
+    from captioner.domain import Progress
     from captioner.service import CaptionService
 
 #: Shows what a message is about, and never what is in it.
@@ -48,7 +50,14 @@ def caption(self: Task, /, *args: Any, **message: Any) -> str:
         return _dropped(self, problem or "expected job_ids to be UUIDs")
     if not self.app.service:  # told to take captions by `celery control add_consumer`
         return _dropped(self, "this worker has no model; the jobs will be published again")
-    states = Counter(outcome.value for outcome in self.app.service.run(job_ids))
+    task_id = self.request.id
+
+    def tell(progress: Progress) -> None:
+        request = worker_state.requests.get(task_id)
+        if request:  # gone when the worker is about to end
+            request.tell_progress(progress.done, progress.total)
+
+    states = Counter(outcome.value for outcome in self.app.service.run(job_ids, tell))
     return ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "not ours"
 
 

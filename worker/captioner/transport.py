@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES
@@ -17,8 +18,18 @@ from kombu.transport import sqlalchemy as sqlalchemy_transport
 from captioner.errors import BrokerUnavailableError
 from captioner.private_files import make_private_file, make_private_folder
 from captioner.settings import Settings
+from captioner.video_quota import OpenQueues, quota
 
 EMBEDDED_PREFIX = "sqla+sqlite:///"
+
+
+class EmbeddedChannel(sqlalchemy_transport.Channel):
+    """A channel that takes messages only from queues that are open."""
+
+    def _get(self, queue: str, timeout: Any = None) -> Any:  # noqa: ARG002  # kombu's
+        if queue not in quota.open_queues(self._active_queues):
+            raise Empty
+        return super()._get(queue)
 
 
 class EmbeddedTransport(sqlalchemy_transport.Transport):
@@ -28,6 +39,7 @@ class EmbeddedTransport(sqlalchemy_transport.Transport):
     """
 
     polling_interval = 0.05
+    Channel = EmbeddedChannel
 
 
 TRANSPORT_ALIASES["sqla"] = f"{__name__}:{EmbeddedTransport.__name__}"
@@ -53,7 +65,7 @@ def broker_options(settings: Settings) -> dict[str, Any]:
         "health_check_interval": 25,
         "global_keyprefix": broker.key_prefix,
         # Interactive jobs before bulk ones, in the order the queues are declared.
-        "queue_order_strategy": "priority",
+        "queue_order_strategy": f"{OpenQueues.__module__}:{OpenQueues.__name__}",
         "max_message_bytes": broker.max_message_bytes,
     }
     if settings.broker_url.startswith("sentinel"):

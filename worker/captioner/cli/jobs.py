@@ -14,7 +14,14 @@ from rich.markup import escape
 from captioner.cli.bulk import report, submit_items
 from captioner.cli.environment import Broker, Database, Json, settings_from
 from captioner.cli.items import Item, count_lines, items_of_file, items_of_folder
-from captioner.cli.output import print_job, print_jobs, print_json, progress_bar, remarks
+from captioner.cli.output import (
+    FrameBars,
+    print_job,
+    print_jobs,
+    print_json,
+    progress_bar,
+    remarks,
+)
 from captioner.cli.requests import (
     At,
     Decorative,
@@ -308,8 +315,10 @@ def _wait_and_show(jobs: Jobs, ids: Sequence[str], timeout: float | None, *, as_
     wanted = list(dict.fromkeys(ids))
     with progress_bar() as progress:
         task = progress.add_task("captioning", total=len(wanted))
-        for job in jobs.wait_each(wanted, timeout_seconds=timeout):
+        bars = FrameBars(progress)
+        for job in jobs.wait_each(wanted, timeout_seconds=timeout, look=bars.show):
             ended[str(job.id)] = job
+            bars.hide(job)
             progress.advance(task)
     found = [ended.get(job_id) or jobs.get(job_id) for job_id in wanted]
     if as_json:

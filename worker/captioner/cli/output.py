@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import Any
+from uuid import UUID
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
-from captioner.domain import Caption, Job, JobState
+from captioner.domain import Caption, Job, JobFailure, JobState
 from captioner.timeline import segments, time_range
 from captioner.words import keywords
 
@@ -54,14 +63,52 @@ def progress_bar() -> Progress:
     )
 
 
+class FrameBars:
+    """A bar for each video that is at work, below that of all jobs."""
+
+    def __init__(self, progress: Progress) -> None:
+        """`progress` shows them."""
+        self._progress = progress
+        self._bars: dict[UUID, TaskID] = {}
+
+    def show(self, job: Job) -> None:
+        """How far it is, once that is known."""
+        if job.frames_done is None or job.state is not JobState.PROCESSING:
+            self.hide(job)
+            return
+        if job.id not in self._bars:
+            name = PurePath(job.source.display).name or job.source.display
+            self._bars[job.id] = self._progress.add_task(f"  {escape(name)}", total=None)
+        bar = self._bars[job.id]
+        self._progress.update(bar, completed=job.frames_done, total=job.frames_total)
+
+    def hide(self, job: Job) -> None:
+        """It has ended, or waits for another attempt."""
+        if job.id in self._bars:
+            self._progress.remove_task(self._bars.pop(job.id))
+
+
+def frames_done(job: Job) -> str:
+    """How far a video is, or how many frames it had; empty for what is none."""
+    if job.frames_done is None:
+        return ""
+    if job.frames_total is None or job.state is JobState.SUCCEEDED:
+        return f"{job.frames_done} frames"
+    return f"{job.frames_done} of {job.frames_total} frames"
+
+
 def summary(job: Job) -> str:
-    """What came of a job, in a phrase: its caption or why there is none."""
+    """What came of a job, in a phrase: its caption or why there is none, or how far it is."""
     if job.caption is not None:
         made = job.captions[0].alt_text
         return escape(job.caption) + ("" if made is None else f"\n{alt_text(made)}")
-    if job.failure:
-        return f"[red]{job.failure.code}[/]: {escape(job.failure.message)}"
-    return ""
+    if job.state is JobState.PROCESSING and (far := frames_done(job)):
+        return far
+    return _problem(job.failure) if job.failure else ""
+
+
+def _problem(failure: JobFailure) -> str:
+    return f"[red]{failure.code}[/]: {escape(failure.message)}"
 
 
 def alt_text(text: str) -> str:
@@ -96,6 +143,8 @@ def print_job(job: Job) -> None:
     grid.add_row("source", escape(job.source.display))
     if job.client_key:
         grid.add_row("client key", escape(job.client_key))
+    if far := frames_done(job):
+        grid.add_row("frames", far.removesuffix(" frames"))
     parts = segments(job.captions)
     for caption in job.captions:
         label = "caption" if caption.rank == 0 else ""
@@ -109,7 +158,7 @@ def print_job(job: Job) -> None:
         again = (
             "it may work if submitted again" if job.failure.retryable else "it will not work again"
         )
-        grid.add_row("error", f"{summary(job)} [dim]({again})[/]")
+        grid.add_row("error", f"{_problem(job.failure)} [dim]({again})[/]")
     if job.model:
         model = job.model
         shown = f"{model.id} ({model.backend}, {model.dtype}, {model.device})"

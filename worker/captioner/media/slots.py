@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from captioner.domain import Lane
 
 #: The part of all slots that a lane may hold at once, so that it leaves some to the others.
 SHARES: Mapping[Lane, float] = MappingProxyType({Lane.BULK: 3 / 4, Lane.VIDEO: 1 / 4})
+
+#: How often who waits for something looks around.
+LOOK_SECONDS = 0.25
 
 
 class Slots:
@@ -30,8 +33,16 @@ class Slots:
         self._waiting: dict[Lane, deque[threading.Event]] = {lane: deque() for lane in Lane}
         self._lock = threading.Lock()
 
-    def acquire(self, lane: Lane, timeout_seconds: float | None = None) -> bool:
-        """Take a slot, waiting for it if need be; False when the time was up first."""
+    def acquire(
+        self,
+        lane: Lane,
+        timeout_seconds: float | None = None,
+        look: Callable[[], None] | None = None,
+    ) -> bool:
+        """Take a slot, waiting for it if need be; False when the time was up first.
+
+        Without a limit of time `look` is called now and then; what it raises ends the wait.
+        """
         with self._lock:
             if self._take(lane):
                 return True
@@ -39,13 +50,16 @@ class Slots:
                 return False
             turn = threading.Event()
             self._waiting[lane].append(turn)
-        if turn.wait(timeout_seconds):
-            return True
-        with self._lock:
-            if turn.is_set():  # handed over just now
-                return True
-            self._waiting[lane].remove(turn)
-            return False
+        try:
+            while not turn.wait(LOOK_SECONDS if look else timeout_seconds):
+                if look is None:
+                    return self._late(lane, turn)
+                look()
+        except BaseException:
+            if self._late(lane, turn):
+                self.release(lane)
+            raise
+        return True
 
     def release(self, lane: Lane) -> None:
         """Give back a slot of this lane; it is handed to the first who waits and may have it."""
@@ -55,6 +69,13 @@ class Slots:
                 if turns and self._take(waiting_lane):
                     turns.popleft().set()
                     return
+
+    def _late(self, lane: Lane, turn: threading.Event) -> bool:
+        """Wait no longer; True when the slot was handed over just now."""
+        with self._lock:
+            if not turn.is_set():
+                self._waiting[lane].remove(turn)
+            return turn.is_set()
 
     def _take(self, lane: Lane) -> bool:
         if sum(self._held.values()) == self._count or self._held[lane] == self._limits[lane]:

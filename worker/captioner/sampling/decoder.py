@@ -6,11 +6,13 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator, Sequence
 
 from captioner.children import Child
-from captioner.domain import CaptionRequest, Frame, Media
+from captioner.domain import CaptionRequest, Frame, Lane, Media
 from captioner.errors import CrashError, ErrorCode, JobError
+from captioner.media.slots import LOOK_SECONDS
 from captioner.sampling.process import run_decoder
 from captioner.sampling.wire import Ready, max_bytes, unpack
 from captioner.settings import LogSettings, MediaSettings, PluginSettings
@@ -53,17 +55,31 @@ class Decoder:
         return self._free and not self._child.connection.poll(0)
 
     def sample(
-        self, media: Media, request: CaptionRequest, image_size: int
+        self,
+        media: Media,
+        request: CaptionRequest,
+        image_size: int,
+        *,
+        done_seconds: Sequence[float] = (),
+        look: Callable[[], None] | None = None,
     ) -> Generator[Frame, None, None]:
         """The frames of one job; see `Sampler.sample`.
 
         Afterwards, and when it is closed early, `usable` says whether it can take another job.
         """
         self._free = False
+        # A picture takes a moment, and to look whether its answer is there takes some of it.
+        patient = request.lane is not Lane.VIDEO
         try:
-            self._child.connection.send((media, request, image_size))
-            while isinstance(message := self._receive(image_size), Frame):
+            self._child.connection.send((media, request, image_size, done_seconds))
+            while True:
+                if look and not patient:
+                    self._wait(look)
+                message = self._receive(image_size)
+                if not isinstance(message, Frame):
+                    break
                 yield message
+                patient = patient and message.time_seconds is None
         except (EOFError, OSError, ValueError) as error:
             raise self._failure(media, error) from error
         if message.error:
@@ -73,6 +89,14 @@ class Decoder:
         """End the process: what it works on is not wanted."""
         self._free = False
         self._child.kill()
+
+    def _wait(self, look: Callable[[], None]) -> None:
+        """Until there is an answer, with a look around now and then; what that raises ends it."""
+        give_up = time.monotonic() + self._timeout_seconds
+        while not self._child.connection.poll(LOOK_SECONDS):
+            look()
+            if time.monotonic() > give_up:
+                raise BlockingIOError
 
     def _receive(self, image_size: int) -> Frame | Ready:
         message = unpack(self._child.connection.recv_bytes(max_bytes(image_size)), image_size)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
-from captioner.domain import CaptionRequest, Frame, Media
+from captioner.domain import CaptionRequest, Frame, Lane, Media
 from captioner.errors import ErrorCode, JobError
 from captioner.media import StillImages
-from captioner.media.slots import Slots
+from captioner.media.slots import SHARES, Slots
 from captioner.plugins import Plugins, load_plugins
 from captioner.settings import MediaSettings, PluginSettings
 
@@ -30,11 +30,17 @@ class InlineSampler:
         self._plugins = plugins
         self._limits = limits
         # Threads wait for networks by the dozen, but decode only as many as there are cores:
-        # each decoded picture may take hundreds of megabytes.
-        self._slots = Slots(os.cpu_count() or 1, {})
+        # each decoded picture may take hundreds of megabytes. A video keeps its slot for long.
+        self._slots = Slots(max(2, os.cpu_count() or 1), {Lane.VIDEO: SHARES[Lane.VIDEO]})
 
     def sample(
-        self, media: Media, request: CaptionRequest, image_size: int
+        self,
+        media: Media,
+        request: CaptionRequest,
+        image_size: int,
+        *,
+        done_seconds: Sequence[float] = (),
+        look: Callable[[], None] | None = None,
     ) -> Generator[Frame, None, None]:
         """The frames of the first plugin that knows this media; see `Sampler.sample`."""
 
@@ -48,7 +54,7 @@ class InlineSampler:
                     f"instead of uint8 {[image_size, image_size, 3]}"
                 )
 
-        self._slots.acquire(request.lane)
+        self._slots.acquire(request.lane, look=look)
         try:
             count = 0
             for frame in self._plugins.stream(
@@ -58,10 +64,11 @@ class InlineSampler:
                 request=request,
                 image_size=image_size,
                 limits=self._limits,
+                done_seconds=done_seconds,
             ):
                 count += 1
                 yield frame
-            if not count:
+            if not count and not done_seconds:
                 raise JobError(ErrorCode.VIDEO_NO_FRAMES, f"no frame was found in {media.name}")
         except MemoryError as error:
             # Not tried again: the same media takes the same memory.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 
 from captioner.domain import CaptionRequest, Frame, Lane, Media
 from captioner.media.slots import SHARES, Slots
@@ -40,14 +40,22 @@ class ChildSampler:
         self._closed = False
 
     def sample(
-        self, media: Media, request: CaptionRequest, image_size: int
+        self,
+        media: Media,
+        request: CaptionRequest,
+        image_size: int,
+        *,
+        done_seconds: Sequence[float] = (),
+        look: Callable[[], None] | None = None,
     ) -> Generator[Frame, None, None]:
         """The frames, from a decoder that this job has for itself; see `Sampler.sample`."""
-        self._slots.acquire(request.lane)
+        self._slots.acquire(request.lane, look=look)
         try:
             decoder = self._take()
             try:
-                yield from decoder.sample(media, request, image_size)
+                yield from decoder.sample(
+                    media, request, image_size, done_seconds=done_seconds, look=look
+                )
             finally:
                 self._put_back(decoder)
         finally:

@@ -29,9 +29,9 @@ def run_decoder(
 ) -> None:
     """Take jobs from the pipe and send their frames, until the pipe ends.
 
-    A job is a tuple of media, request and image size; `wire` has what comes back. The pipe is the
-    flow control: it holds less than one frame of a real model's size, so that a decoder is never
-    far ahead of who reads.
+    A job is a tuple of media, request, image size and times that are done; `wire` has what comes
+    back. The pipe is the flow control: it holds less than one frame of a real model's size, so that
+    a decoder is never far ahead of who reads.
     """
     log_stream = os.fdopen(os.dup(2), "w", buffering=1)
     # libtiff and others print what they think of a file; in the worker's log it would be noise.
@@ -55,12 +55,12 @@ def _serve(connection: Connection[Any, Any], sampler: InlineSampler, limits: Med
     largest_bytes = resident_bytes() + GROWTH_BYTES
     connection.send_bytes(pack(Ready()))
     for number in range(1, JOBS_PER_DECODER + 1):
-        media, request, image_size = connection.recv()
+        media, request, image_size, done_seconds = connection.recv()
         error = None
         with job_context(request.id):
             try:
                 allow_cpu(limits.decode_timeout_seconds)
-                for frame in sampler.sample(media, request, image_size):
+                for frame in sampler.sample(media, request, image_size, done_seconds=done_seconds):
                     connection.send_bytes(pack(frame))
                     allow_cpu(limits.decode_timeout_seconds)
             except JobError as failure:

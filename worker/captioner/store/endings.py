@@ -11,6 +11,7 @@ from sqlalchemy import CTE, ColumnElement, Connection, insert, select, update
 from captioner.domain import JobFailure, JobState
 from captioner.errors import ErrorCode
 from captioner.events import event_type
+from captioner.store import frames
 from captioner.store.models import EventRow, JobRow, in_state
 from captioner.store.statements import among, locked
 
@@ -63,7 +64,7 @@ def end(
             error_message=failure and failure.message,
             error_retryable=failure and failure.retryable,
         )
-        .returning(JobRow.id, JobRow.attempt, JobRow.lane)
+        .returning(JobRow.id, JobRow.attempt, JobRow.lane, JobRow.frames_done)
     )
     ended = connection.execute(statement).all()
     if ended:
@@ -81,4 +82,6 @@ def end(
                 for row in ended
             ],
         )
+    if videos := [row.id for row in ended if row.frames_done is not None]:
+        frames.forget(connection, videos)
     return [row.id for row in ended]

@@ -140,6 +140,8 @@ def job_from_row(row: Row[Any], captions: Sequence[Caption] = ()) -> Job:
         failure=_failure(row),
         model=_model(row.model),
         timings=row.timings,
+        frames_done=row.frames_done,
+        frames_total=row.frames_total,
         captions=tuple(captions),
     )
 
@@ -170,6 +172,8 @@ def new_job(request: CaptionRequest, created_at: datetime) -> Job:
         failure=None,
         model=None,
         timings={},
+        frames_done=None,
+        frames_total=None,
     )
 
 

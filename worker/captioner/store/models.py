@@ -54,6 +54,7 @@ class Base(DeclarativeBase):
         UUID: Uuid(),
         dict[str, Any]: Json,
         list[str]: Json,
+        list[dict[str, Any]]: Json,
     }
 
 
@@ -105,6 +106,9 @@ class JobRow(Base):
     model: Mapped[dict[str, Any] | None] = mapped_column(Json)
     #: Seconds by stage.
     timings: Mapped[dict[str, Any]]
+    #: Of a video; NULL: a still picture, or nothing is known yet.
+    frames_done: Mapped[int | None]
+    frames_total: Mapped[int | None]
 
 
 class CaptionRow(Base):
@@ -124,6 +128,25 @@ class CaptionRow(Base):
     start_seconds: Mapped[float | None]
     end_seconds: Mapped[float | None]
     origin: Mapped[str] = mapped_column(String(255))
+
+
+class FrameRow(Base):
+    """What the model said of one frame of a job that has not ended; gone when it has."""
+
+    __tablename__ = "job_frames"
+
+    job_id: Mapped[UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    #: From 0, in the order in which the frames came, of all attempts together.
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    time_seconds: Mapped[float]
+    media_seconds: Mapped[float | None]
+    #: Best first, each as the fields of a `Caption`.
+    captions: Mapped[list[dict[str, Any]]]
+    #: Which one said it: another model's attempt begins anew.
+    model_id: Mapped[str]
+    model_revision: Mapped[str]
 
 
 class EventRow(Base):

@@ -11,9 +11,12 @@ from uuid import UUID
 from sqlalchemy import (
     Connection,
     Select,
+    TableValuedAlias,
     Uuid,
     any_,
     bindparam,
+    case,
+    delete,
     insert,
     select,
     update,
@@ -22,9 +25,10 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from captioner.domain import JobState, Outcome
 from captioner.events import event_type
+from captioner.store import frames
 from captioner.store.columns import UtcDateTime
 from captioner.store.mapping import CAPTION_FIELDS
-from captioner.store.models import CaptionRow, EventRow, JobRow, in_state
+from captioner.store.models import CaptionRow, EventRow, FrameRow, JobRow, in_state
 from captioner.store.statements import event_type_of, locked, recordset
 
 #: Columns of `jobs` that an outcome sets from its own values.
@@ -38,6 +42,11 @@ class Prepared(NamedTuple):
     job: dict[str, Any]
     captions: list[dict[str, Any]]
 
+    @property
+    def is_video(self) -> bool:
+        """True when frames of it may have been kept."""
+        return self.outcome.frames_done is not None
+
 
 def write_one(connection: Connection, one: Prepared, now: datetime) -> bool:
     """Three statements, where one cannot write to several tables; False when the guard refused."""
@@ -47,6 +56,10 @@ def write_one(connection: Connection, one: Prepared, now: datetime) -> bool:
         JobRow.attempt == one.outcome.attempt,
     )
     values = {name: one.job[name] for name in _RESULT_FIELDS}
+    if one.is_video:
+        values["frames_done"] = one.outcome.frames_done
+        if one.outcome.state is JobState.SUCCEEDED:
+            values["frames_total"] = one.outcome.frames_done
     changed = guarded.values(state=one.outcome.state, finished_at=now, **values)
     lane = connection.scalar(changed.returning(JobRow.lane))
     if lane is None:
@@ -67,11 +80,19 @@ def write_one(connection: Connection, one: Prepared, now: datetime) -> bool:
             data=one.job["event_data"],
         )
     )
+    if one.is_video:
+        frames.forget(connection, [one.outcome.job_id])
     return True
 
 
 def write_combined(
-    connection: Connection, ids: Sequence[UUID], jobs: str, captions: str, now: datetime
+    connection: Connection,
+    ids: Sequence[UUID],
+    jobs: str,
+    captions: str,
+    now: datetime,
+    *,
+    videos: bool,
 ) -> set[UUID]:
     """One statement and one commit for outcomes of different jobs.
 
@@ -81,28 +102,31 @@ def write_combined(
         jobs: `Prepared.job` of each, as a JSON array.
         captions: all of `Prepared.captions`, as a JSON array.
         now: when they ended.
+        videos: whether frames of any may have been kept.
 
     Returns:
         The ids of those that passed the guard.
     """
     parameters = {"ids": ids, "outcomes": jobs, "captions": captions, "now": now}
-    return set(connection.scalars(_combined_statement(), parameters).all())
+    return set(connection.scalars(_combined_statement(videos=videos), parameters).all())
 
 
 @functools.cache
-def _combined_statement() -> Select[UUID]:
+def _combined_statement(*, videos: bool) -> Select[UUID]:
     """One statement for any number of outcomes: a round trip and a commit for all of them.
 
     The rows come as two JSON parameters. Only jobs that pass the guard reach `recorded`, and only
-    `recorded` feeds captions and events.
+    `recorded` feeds captions and events. With `videos` it also counts and deletes frames.
     """
     jobs = JobRow.__table__.columns
+    counts = {"frames_done": jobs["frames_done"]} if videos else {}
     outcome = recordset(
         "outcomes",
         attempt=jobs["attempt"],
         state=jobs["state"],
         **{name: jobs[name] for name in _RESULT_FIELDS},
         event_data=EventRow.__table__.columns["data"],
+        **counts,
     )
     caption = recordset(
         "captions",
@@ -123,6 +147,7 @@ def _combined_statement() -> Select[UUID]:
             state=outcome.c.state,
             finished_at=now,
             **{name: outcome.c[name] for name in _RESULT_FIELDS},
+            **(_frame_counts(outcome) if videos else {}),
         )
         .returning(JobRow.id, JobRow.attempt, JobRow.lane, outcome.c.state, outcome.c.event_data)
         .cte("recorded")
@@ -145,6 +170,21 @@ def _combined_statement() -> Select[UUID]:
             recorded.c.event_data,
         ),
     )
-    return select(recorded.c.id).add_cte(
+    statement = select(recorded.c.id).add_cte(
         captions.cte("written_captions"), events.cte("written_events")
     )
+    if videos:
+        kept = delete(FrameRow).where(FrameRow.job_id == recorded.c.id)
+        statement = statement.add_cte(kept.cte("deleted_frames"))
+    return statement
+
+
+def _frame_counts(outcome: TableValuedAlias) -> dict[str, Any]:
+    """Of what succeeded, all frames that there were have captions."""
+    succeeded = outcome.c.state == JobState.SUCCEEDED
+    return {
+        "frames_done": outcome.c.frames_done,
+        "frames_total": case(
+            (succeeded, outcome.c.frames_done), else_=JobRow.__table__.columns["frames_total"]
+        ),
+    }

@@ -58,7 +58,11 @@ def _unstorable(outcome: Outcome, error: Exception) -> Outcome:
         ErrorCode.INTERNAL, f"the result cannot be stored: {problem}", retryable=False
     )
     return Outcome(
-        job_id=outcome.job_id, attempt=outcome.attempt, state=JobState.FAILED, failure=failure
+        job_id=outcome.job_id,
+        attempt=outcome.attempt,
+        state=JobState.FAILED,
+        failure=failure,
+        frames_done=outcome.frames_done,
     )
 
 
@@ -82,6 +86,8 @@ def _prepare(outcome: Outcome) -> Prepared:
         "timings": timings,
         "event_data": {"error_code": failure and failure.code, "timings": timings},
     }
+    if outcome.frames_done is not None:
+        job["frames_done"] = outcome.frames_done
     return Prepared(outcome, job, captions)
 
 
@@ -100,6 +106,7 @@ def _write(database: Database, outcomes: Sequence[Outcome], now: datetime) -> se
     if database.combines:
         with database.statement() as connection:
             ids = [one.outcome.job_id for one in prepared]
-            return write_combined(connection, ids, jobs, captions, now)
+            videos = any(one.is_video for one in prepared)
+            return write_combined(connection, ids, jobs, captions, now, videos=videos)
     with database.transaction() as connection:
         return {one.outcome.job_id for one in prepared if write_one(connection, one, now)}

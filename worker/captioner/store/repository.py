@@ -7,9 +7,19 @@ from datetime import datetime
 from typing import Self
 from uuid import UUID
 
-from captioner.domain import CaptionRequest, Job, JobFailure, JobState, Outcome, Requeue
+from captioner.domain import (
+    CaptionRequest,
+    FrameCaptions,
+    Job,
+    JobFailure,
+    JobState,
+    ModelInfo,
+    Outcome,
+    Progress,
+    Requeue,
+)
 from captioner.errors import InvalidRequestError, JobNotFoundError
-from captioner.store import claims, endings, queries, records, submissions
+from captioner.store import claims, endings, frames, queries, records, submissions
 from captioner.store.deliveries import Deliveries
 from captioner.store.endpoints import Endpoints
 from captioner.store.mapping import job_from_row
@@ -113,7 +123,11 @@ class Store(Deliveries, Endpoints, Upkeep):
                 failure = JobFailure(error.code, error.message, error.retryable)
                 refused.append(
                     Outcome(
-                        job_id=row.id, attempt=row.attempt, state=JobState.FAILED, failure=failure
+                        job_id=row.id,
+                        attempt=row.attempt,
+                        state=JobState.FAILED,
+                        failure=failure,
+                        frames_done=row.frames_done,
                     )
                 )
         self.record(refused, now=moment)
@@ -141,6 +155,27 @@ class Store(Deliveries, Endpoints, Upkeep):
             The ids of the jobs that were put back.
         """
         return requeue(self._database, requeues)
+
+    def record_frames(self, progress: Progress) -> bool:
+        """Keep frames of a video that has not ended, for its next attempt, and count them.
+
+        They are deleted when the job ends, in the same transaction. Written twice they are one.
+
+        Returns:
+            False when the job is not processing, or is at another attempt: nothing was written.
+
+        Raises:
+            ValueError: a caption cannot be stored; nothing was written.
+        """
+        return frames.keep(self._database, progress)
+
+    def recorded_frames(self, job: Job, model: ModelInfo) -> list[FrameCaptions]:
+        """The frames that were recorded for a claimed job, in the order in which they came.
+
+        Those of another model, or of another revision of this one, are of no use: they are deleted.
+        """
+        with self._database.transaction() as connection:
+            return frames.kept(connection, job.id, job.attempt, model)
 
     def claimed_by(self, owner: str) -> set[tuple[UUID, int]]:
         """Id and attempt of every job that is processing under this owner."""

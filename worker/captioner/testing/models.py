@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captioner.domain import ModelInfo
@@ -92,10 +93,24 @@ class FaultyCaptionModel(FakeCaptionModel):
     """
 
     def __init__(
-        self, image_size: int = 8, *, seconds_per_batch: float = 0.0, leak_bytes: int = 2**26
+        self,
+        image_size: int = 8,
+        *,
+        seconds_per_batch: float = 0.0,
+        leak_bytes: int = 2**26,
+        notes: Path | None = None,
     ) -> None:
-        """`leak_bytes` is what each yellow picture takes."""
+        """Break in the ways that were asked for.
+
+        Args:
+            image_size: height and width of its pictures in pixels.
+            seconds_per_batch: how long each batch takes at least.
+            leak_bytes: what each yellow picture takes.
+            notes: a file that every best caption is appended to, a line each: what was captioned,
+                and how often, though processes die.
+        """
         super().__init__(image_size)
+        self._notes = notes
         self._seconds_per_batch = seconds_per_batch
         self._leak_bytes = leak_bytes
         self._leaked: list[bytes] = []
@@ -116,13 +131,20 @@ class FaultyCaptionModel(FakeCaptionModel):
                     raise MemoryError
                 case (True, True, False):
                     self._leaked.append(b"\1" * self._leak_bytes)
-        return super().generate(images, options)
+        captions = super().generate(images, options)
+        if self._notes:
+            with self._notes.open("a") as file:
+                file.write("".join(f"{best.text}\n" for best, *_ in captions))
+        return captions
 
 
 def load_faulty_model(
-    image_size: int = 8, seconds_per_batch: float = 0.0, leak_bytes: int = 2**26
+    image_size: int = 8,
+    seconds_per_batch: float = 0.0,
+    leak_bytes: int = 2**26,
+    notes: Path | None = None,
 ) -> FaultyCaptionModel:
     """A loader for `ProcessEngine`; the arguments are those of `FaultyCaptionModel`."""
     return FaultyCaptionModel(
-        image_size, seconds_per_batch=seconds_per_batch, leak_bytes=leak_bytes
+        image_size, seconds_per_batch=seconds_per_batch, leak_bytes=leak_bytes, notes=notes
     )
