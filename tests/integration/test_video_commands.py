@@ -95,6 +95,43 @@ def test_status_shows_the_timeline(job: dict[str, Any], env: dict[str, str]) -> 
     assert "keywords" in shown
 
 
+def test_all_frames_together_beside_the_timeline(env: dict[str, str], folder: Path) -> None:
+    film = str(folder / "film.mp4")
+    job = submitted(env, film, "--every", "0.5", "--video-mode", "both")
+    assert told(FILM, job, 0.5)
+    joint = job["captions"][-1]
+    assert joint["origin"] == "joint"
+    assert (joint["start_seconds"], joint["end_seconds"]) == (0, FILM.duration_seconds)
+    assert joint["alt_text"]
+    shown = captioner("status", job["id"], env=env).stdout
+    assert shown.count("(all frames together: experimental)") == 1
+    vtt = captioner("status", job["id"], "--vtt", env=env).stdout
+    (folder / "both.vtt").write_text(vtt)
+    cues = webvtt.read(str(folder / "both.vtt")).captions
+    assert [cue.text for cue in cues] == [text for _, _, text in FILM.timeline]
+
+
+def test_all_frames_together_alone(env: dict[str, str], folder: Path) -> None:
+    film, sheet = str(folder / "film.mp4"), folder / "joint.jpg"
+    job = submitted(env, film, "--video-mode", "joint")
+    assert [one["origin"] for one in job["captions"]] == ["joint"]
+    said = job["captions"][0]["text"]
+    ran = captioner("status", job["id"], "--contact-sheet", str(sheet), env=env)
+    assert ran.returncode == 0, ran.stderr
+    with Image.open(sheet) as image:
+        assert image.format == "JPEG"
+    vtt = captioner("status", job["id"], "--vtt", env=env).stdout
+    (folder / "joint.vtt").write_text(vtt)
+    (cue,) = webvtt.read(str(folder / "joint.vtt")).captions
+    assert (cue.start, cue.text) == ("00:00:00.000", said)
+    ran = captioner("caption", film, "--video-mode", "joint", env=env)
+    assert ran.returncode == 0, ran.stderr
+    assert f"{said}  (all frames together: experimental)" in ran.stdout
+    ran = captioner("caption", film, "--video-mode", "joint", "--json", env=env)
+    (entry,) = json.loads(ran.stdout)
+    assert (entry["caption"], entry["joint"]["caption"]) == (said, said)
+
+
 def test_the_source_that_is_gone_is_one_line(env: dict[str, str], folder: Path) -> None:
     path = folder / "soon-gone.mp4"
     write_film(random_film(1), path)

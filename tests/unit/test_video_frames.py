@@ -389,10 +389,6 @@ def test_without_pyav_a_video_says_what_to_install(
     assert "pip install 'captioner[video]'" in error.message
 
 
-def test_a_mode_that_is_not_there_yet_is_refused(films: dict[str, Path]) -> None:
-    assert failure(films["mp4"], mode="joint").code is ErrorCode.INVALID_REQUEST
-
-
 # --- Limits ---------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from captioner.domain import Caption, CaptionRequest, Frame, FrameCaptions
 from captioner.engine import Engine
 from captioner.errors import CanceledError, ErrorCode, JobError
+from captioner.joint import JointFrames
 from captioner.media import HostSlots
 from captioner.plugins import Plugins
 from captioner.providers import Providers
@@ -116,6 +117,7 @@ class Pipeline:
             with self._providers.counted(), closing(self._frames(request, watch)) as frames:
                 for frame in frames:
                     captioning.add(frame)
+                captioning.complete()
         except BaseException:
             captioning.abandon()
             raise
@@ -151,19 +153,34 @@ class Captioning:
         self._watch = watch
         #: Time and captions of each frame, in their order.
         self._done: list[FrameCaptions] = []
-        self._waiting: deque[tuple[_Seen, Future[list[Caption]]]] = deque()
+        #: What is with the engine; last, and without a time, all frames together.
+        self._waiting: deque[tuple[_Seen | None, Future[list[Caption]]]] = deque()
+        together = request.video.mode != "per_frame"
+        self._joint_frames = JointFrames(engine.max_batch) if together else None
+        self._joint: Caption | None = None
         #: Of the frame that came last: what it gives holds for frames that repeat it.
         self._last: Future[list[Caption]] | None = None
         self.abandoned = False
 
     def add(self, frame: Frame) -> None:
         """Give the engine one more frame, when it has room for it; one that repeats costs none."""
+        if self._joint_frames and frame.time_seconds is not None:
+            self._joint_frames.add(frame)
+            if self._request.video.mode == "joint":
+                return
         if len(self._waiting) == FRAMES_IN_FLIGHT:
             self._take()
         if self._last is None or not frame.repeated:
             request = self._request
             self._last = self._engine.submit(frame.pixels, request.options, request.lane)
         self._waiting.append((_Seen(frame.time_seconds, frame.media_seconds), self._last))
+
+    def complete(self) -> None:
+        """There are no more frames: where it was asked for, have all captioned together."""
+        pixels = self._joint_frames.pixels if self._joint_frames else None
+        if pixels is not None:
+            request = self._request
+            self._waiting.append((None, self._engine.submit(pixels, request.options, request.lane)))
 
     def when_done(self, tell: Callable[[], None]) -> None:
         """Have `tell` called when `result` need not wait; maybe at once, maybe by the engine."""
@@ -197,7 +214,7 @@ class Captioning:
             while self._waiting:
                 self._take()
             with self._providers.counted():
-                captions = self._providers.finish(self._done, self._request)
+                captions = self._providers.finish(self._done, self._request, self._joint)
         except BaseException:
             self.abandon()
             raise
@@ -214,13 +231,16 @@ class Captioning:
         seen, future = self._waiting[0]
         with self._watch.timed("engine"):
             captions = tuple(self._watch.result(future))
-        self._done.append(
-            FrameCaptions(
-                time_seconds=seen.time_seconds,
-                captions=captions,
-                media_seconds=seen.media_seconds,
+        if seen:
+            self._done.append(
+                FrameCaptions(
+                    time_seconds=seen.time_seconds,
+                    captions=captions,
+                    media_seconds=seen.media_seconds,
+                )
             )
-        )
+        elif self._joint_frames:
+            self._joint = self._joint_frames.told(captions)
         self._waiting.popleft()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.containers import PREFIX_BYTES
-from captioner.domain import Caption, CaptionRequest, FrameCaptions, Media, Source
+from captioner.domain import JOINT, Caption, CaptionRequest, FrameCaptions, Media, Source
 from captioner.errors import PluginError
 from captioner.media import check_size, open_source
 from captioner.plugins import Plugins
@@ -66,10 +66,22 @@ class Providers:
         return media
 
     def finish(
-        self, frames: Sequence[FrameCaptions], request: CaptionRequest
+        self,
+        frames: Sequence[FrameCaptions],
+        request: CaptionRequest,
+        joint: Caption | None = None,
     ) -> tuple[Caption, ...]:
-        """Captions of frames made into the job's captions: combined, then each one processed."""
-        return tuple(self._process(caption, request) for caption in self._combine(frames, request))
+        """Captions of frames made into the job's captions: combined, then each one processed.
+
+        Args:
+            frames: none where only a joint caption was asked for.
+            request: what was asked for.
+            joint: of all frames together; it comes last.
+        """
+        captions = list(self._combine(frames, request)) if frames else []
+        if joint:
+            captions.append(replace(joint, rank=len(captions)))
+        return tuple(self._process(caption, request) for caption in captions)
 
     def _combine(
         self, frames: Sequence[FrameCaptions], request: CaptionRequest
@@ -106,7 +118,7 @@ def _combine(frames: Sequence[FrameCaptions]) -> Sequence[Caption]:
 def _accept(name: str, before: Caption, after: Caption) -> Caption:
     """A processed caption: its rank is the row's key, its origin is who wrote the text."""
     _check_caption(after)
-    origin = before.origin if after.text == before.text else name
+    origin = before.origin if after.text == before.text or before.origin == JOINT else name
     return replace(after, rank=before.rank, origin=origin)
 
 
