@@ -100,7 +100,7 @@ def print_job(job: Job) -> None:
     for caption in job.captions:
         label = "caption" if caption.rank == 0 else ""
         at = f"  {time_range(caption)}" if caption.start_seconds is not None else ""
-        score = f"score {caption.score:.3f}{at}"
+        score = f"score {caption.score:z.3f}{at}"
         grid.add_row(label, f"{_text(caption)}  [dim]{score}[/]")
         if caption.alt_text is not None:
             grid.add_row("", alt_text(caption.alt_text))
@@ -133,7 +133,7 @@ def print_timeline(captions: Sequence[Caption]) -> None:
     table.add_column("score", justify="right", no_wrap=True)
     joint = joint_caption(captions)
     for part in [*parts, joint] if joint and joint not in parts else parts:
-        table.add_row(time_range(part), _text(part), f"{part.score:.3f}")
+        table.add_row(time_range(part), _text(part), f"{part.score:z.3f}")
     console.print(table)
     console.print(f"[dim]keywords:[/] {escape(', '.join(keywords(parts)))}", soft_wrap=True)
 
