@@ -28,7 +28,16 @@ from captioner_video.opening import opened, video_stream
 from captioner_video.sampling import frames_of
 from captioner_video.watch import Watch
 from pictures import zoo
-from videos import KINDS, clock, frame_of, plain, told, write_song_with_cover, write_video
+from videos import (
+    KINDS,
+    clock,
+    frame_of,
+    plain,
+    told,
+    write_long_sound,
+    write_song_with_cover,
+    write_video,
+)
 
 LIMITS = MediaSettings()
 SIZE = 64
@@ -218,6 +227,29 @@ def test_a_video_shorter_than_it_says(films: dict[str, Path], tmp_path: Path, fa
     for frame in found:
         assert frame.time_seconds is not None
         assert told(frame.pixels) == int(frame.time_seconds * RATE + 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "ts"])
+def test_sound_that_goes_on_after_the_last_picture_is_not_looked_at(
+    tmp_path: Path, kind: str
+) -> None:
+    path = write_long_sound(tmp_path / f"a.{kind}", clock(50, (128, 96)), 20)
+    found = frames(path)
+    assert len(found) == 8
+    assert [told(frame.pixels) for frame in found] == pytest.approx(
+        [(number + 0.5) * 50 / 8 for number in range(8)], abs=3
+    )
+    assert {round(frame.media_seconds or 0) for frame in found} == {5}
+
+
+def test_times_stay_in_order_and_within_where_the_end_comes_unannounced(tmp_path: Path) -> None:
+    path = write_long_sound(tmp_path / "a.mkv", clock(50, (128, 96)), 20)
+    found = frames(path, strategy="interval", interval_seconds=1.0)
+    times = [frame.time_seconds or 0 for frame in found]
+    assert times == sorted(times)
+    assert times[:5] == [0, 1, 2, 3, 4]
+    assert times[-1] <= (found[-1].media_seconds or 0) == 5
+    assert told(found[-1].pixels) == 49
 
 
 @pytest.mark.parametrize(
