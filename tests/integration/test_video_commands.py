@@ -62,6 +62,10 @@ def test_a_film_is_told_in_its_own_lane(job: dict[str, Any]) -> None:
     summary, *parts = job["captions"]
     assert (summary["start_seconds"], summary["end_seconds"]) == (0, FILM.duration_seconds)
     assert summary["text"] in {part["text"] for part in parts}
+    for part in parts:
+        assert part["start_seconds"] <= part["frame_seconds"] < part["end_seconds"]
+        assert part["frame_seconds"] % 0.5 == 0
+    assert summary["frame_seconds"] in {part["frame_seconds"] for part in parts}
     assert all(part["alt_text"] and part["origin"] == "model" for part in parts)
     assert job["options"]["video"] == {"strategy": "interval", "interval_seconds": 0.5}
 

@@ -117,6 +117,7 @@ def test_joint_is_one_caption_of_what_differs_over_the_whole_time() -> None:
     assert caption.text == "3 pictures of mean colour 2 2 2"
     assert (caption.rank, caption.origin) == (0, "joint")
     assert (caption.start_seconds, caption.end_seconds) == (0.0, 99.5)
+    assert caption.frame_seconds is None
     assert model.batches == [3]
     assert plugin.combined == []
 

@@ -58,6 +58,7 @@ def test_what_is_repeated_has_captions_and_costs_none(count: int) -> None:
     said = [frame.captions[0].text for frame in plugin.frames]
     assert said == [f"mean colour {shade} {shade} {shade}" for shade in shades]
     assert [frame.time_seconds for frame in plugin.frames] == list(range(count))
+    assert [caption.frame_seconds for caption in job.captions] == list(range(count))
     assert {frame.media_seconds for frame in plugin.frames} == {99.5}
 
 

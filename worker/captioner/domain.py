@@ -244,8 +244,10 @@ class Caption:
     rank: int = 0
     #: Sum of log-probabilities over length ** length_penalty; None unless beams were searched.
     beam_score: float | None = None
+    #: Of a video: from when to when it holds, and the time of the frame that it is of.
     start_seconds: float | None = None
     end_seconds: float | None = None
+    frame_seconds: float | None = None
     #: Empty: the picture is decorative; None: nobody made one.
     alt_text: str | None = None
     #: What made its text: `model`, or the name of the plugin that did. What was made of all frames

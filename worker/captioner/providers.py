@@ -19,7 +19,7 @@ from captioner.media import check_size, open_source
 from captioner.plugins import Plugins
 from captioner.settings import MediaSettings
 
-_TIMES = ("start_seconds", "end_seconds")
+_TIMES = ("start_seconds", "end_seconds", "frame_seconds")
 
 
 class Providers:
@@ -78,7 +78,8 @@ class Providers:
             request: what was asked for.
             joint: of all frames together; it comes last.
         """
-        captions = list(self._combine(frames, request)) if frames else []
+        dated = [_dated(frame) for frame in frames]
+        captions = list(self._combine(dated, request)) if dated else []
         if joint:
             captions.append(replace(joint, rank=len(captions)))
         return tuple(self._process(caption, request) for caption in captions)
@@ -103,6 +104,14 @@ class Providers:
             "process_caption", "caption", caption, accept=_accept, request=request
         )
         return processed
+
+
+def _dated(frame: FrameCaptions) -> FrameCaptions:
+    """Captions of a moment say of which, whatever is made of them."""
+    if frame.time_seconds is None:
+        return frame
+    captions = (replace(caption, frame_seconds=frame.time_seconds) for caption in frame.captions)
+    return replace(frame, captions=tuple(captions))
 
 
 def _combine(frames: Sequence[FrameCaptions]) -> Sequence[Caption]:

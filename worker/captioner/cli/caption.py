@@ -228,6 +228,7 @@ def _timeline(captions: Sequence[Caption]) -> dict[str, Any]:
             {
                 "start_seconds": part.start_seconds,
                 "end_seconds": part.end_seconds,
+                "frame_seconds": part.frame_seconds,
                 "caption": part.text,
                 "alt_text": part.alt_text,
                 "score": part.score,
