@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -100,7 +101,7 @@ def write_long_sound(path: Path, pictures: Iterable[Image.Image], sound_seconds:
         video = container.add_stream(codec, rate=10)
         assert isinstance(video, av.VideoStream)
         audio = container.add_stream("aac", rate=8_000, layout="mono")
-        packets: list[av.Packet] = []
+        packets: list[av.Packet[Any]] = []
         for number, picture in enumerate(pictures):
             if number == 0:
                 video.width, video.height, video.pix_fmt = *picture.size, "yuv420p"
@@ -111,8 +112,12 @@ def write_long_sound(path: Path, pictures: Iterable[Image.Image], sound_seconds:
         for number in range(int(sound_seconds * 8_000 / 1_024)):
             packets += audio.encode(_silence(number))
         packets += audio.encode()
-        container.mux(sorted(packets, key=lambda packet: float(packet.dts * packet.time_base)))
+        container.mux(sorted(packets, key=_decoded_at))
     return path
+
+
+def _decoded_at(packet: av.Packet[Any]) -> Fraction:
+    return (packet.dts or 0) * (packet.time_base or Fraction(1))
 
 
 def _silence(number: int) -> av.AudioFrame:
