@@ -110,6 +110,8 @@ class _Run:
 
     def frames(self, done_seconds: Collection[float]) -> Iterator[Frame]:
         times = still_to_do(self._times, done_seconds)
+        before = [done for done in done_seconds if times and done <= times[0]]
+        self._seen.seconds = max(before, default=0.0)
         for number, seconds in enumerate(times):
             shown = self._reader.at(seconds)
             if shown is None:
