@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -101,6 +102,41 @@ def lengthened(data: bytes, factor: int) -> bytes:
     return data[:at] + struct.pack(">d", length * factor) + data[at + 8 :]
 
 
+def write_long_sound(path: Path, pictures: Iterable[Image.Image], sound_seconds: float) -> Path:
+    """Ten pictures a second, and silence that goes on for longer."""
+    container_format, codec = KINDS[path.suffix[1:]]
+    with av.open(str(path), "w", format=container_format) as container:
+        video = container.add_stream(codec, rate=10)
+        assert isinstance(video, av.VideoStream)
+        audio = container.add_stream("aac", rate=8_000, layout="mono")
+        packets: list[av.Packet[Any]] = []
+        for number, picture in enumerate(pictures):
+            if number == 0:
+                video.width, video.height, video.pix_fmt = *picture.size, "yuv420p"
+            frame = frame_of(picture)
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            packets += video.encode(frame)
+        packets += video.encode()
+        for number in range(int(sound_seconds * 8_000 / 1_024)):
+            packets += audio.encode(_silence(number))
+        packets += audio.encode()
+        container.mux(sorted(packets, key=_decoded_at))
+    return path
+
+
+def _decoded_at(packet: av.Packet[Any]) -> Fraction:
+    return (packet.dts or 0) * (packet.time_base or Fraction(1))
+
+
+def _silence(number: int) -> av.AudioFrame:
+    sound = av.AudioFrame.from_ndarray(
+        np.zeros((1, 1_024), np.float32), format="fltp", layout="mono"
+    )
+    sound.sample_rate, sound.pts = 8_000, number * 1_024
+    sound.time_base = Fraction(1, 8_000)
+    return sound
+
+
 def write_song_with_cover(path: Path) -> Path:
     """An m4a file: a second of silence, and a cover picture, which is a video stream to FFmpeg."""
     cover = Image.new("RGB", (32, 32), "red")
@@ -112,10 +148,6 @@ def write_song_with_cover(path: Path) -> Path:
         container.mux(picture.encode(frame_of(cover)))
         container.mux(picture.encode())
         for number in range(8):
-            sound = av.AudioFrame.from_ndarray(
-                np.zeros((1, 1_024), np.float32), format="fltp", layout="mono"
-            )
-            sound.sample_rate, sound.pts = 8_000, number * 1_024
-            container.mux(audio.encode(sound))
+            container.mux(audio.encode(_silence(number)))
         container.mux(audio.encode())
     return path

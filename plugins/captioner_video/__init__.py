@@ -39,10 +39,6 @@ def sample_frames(
     demuxer = _demuxer_of(media, request.video)
     if demuxer is None:
         return None
-    if request.video.mode != "per_frame":
-        raise JobError(
-            ErrorCode.INVALID_REQUEST, f"video.mode {request.video.mode} is not available yet"
-        )
     try:
         import av  # noqa: F401  # only to see whether it is there
     except ImportError as error:

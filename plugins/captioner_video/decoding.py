@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Times that differ by less are the same: containers round them.
 SAME_SECONDS = 1e-3
+#: Pictures and sound of one length end within this of each other.
+CONTRADICTION_SECONDS = 1.0
 #: Where no index says where keyframes are, a time so near is reached without seeking.
 NEAR_SECONDS = 4.0
 #: What is sought lies behind a keyframe; where that is not known, this long before, then longer.
@@ -216,14 +218,24 @@ class Reader:
 
 
 def duration_seconds(container: InputContainer, stream: VideoStream) -> float | None:
-    """How long a video says it lasts; None when it does not say, or nonsense."""
-    if container.duration is not None and container.duration > 0:
-        # Matroska says when the last picture ends, others how long there are any.
-        begins = container.start_time if container.format.name.startswith("matroska") else 0
-        return (container.duration - max(0, begins or 0)) / av.time_base
+    """How long a video says it lasts; None when it does not say, says nonsense, or two things.
+
+    The container counts sound, too, which may go on long after the last picture.
+    """
+    own = None
     if stream.duration is not None and stream.duration > 0 and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    return None
+        own = float(stream.duration * stream.time_base)
+    if container.duration is None or container.duration <= 0:
+        return own
+    # Matroska says when the last picture ends, others how long there are any.
+    begins = container.start_time if container.format.name.startswith("matroska") else 0
+    whole = float((container.duration - max(0, begins or 0)) / av.time_base)
+    if own is not None and stream.time_base:
+        first = float((stream.start_time or 0) * stream.time_base)
+        own += max(0.0, first - _start_seconds(container.start_time, stream))
+        if own < whole - CONTRADICTION_SECONDS:
+            return None
+    return whole
 
 
 def _start_seconds(start_time: int | None, stream: VideoStream) -> float:

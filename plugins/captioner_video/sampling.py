@@ -64,9 +64,12 @@ def frames_of(
 
 @dataclass(slots=True)
 class _Seen:
-    """What is kept of the last frame that differed."""
+    """What is kept of the frames so far."""
 
+    #: Of the last one that differed.
     look: Look | None = None
+    #: Of the last one.
+    seconds: float = 0.0
     frames: int = 0
     repeated: int = 0
 
@@ -108,6 +111,8 @@ class _Run:
 
     def frames(self, done_seconds: Collection[float]) -> Iterator[Frame]:
         times = still_to_do(self._times, done_seconds)
+        before = [done for done in done_seconds if times and done <= times[0]]
+        self._seen.seconds = max(before, default=0.0)
         for seconds in times:
             shown = self._reader.at(seconds)
             if shown is None:
@@ -150,6 +155,10 @@ class _Run:
                 yield self._frame(shown, seconds if self._reader.exact else shown.seconds)
 
     def _frame(self, shown: Shown, seconds: float) -> Frame:
+        # What was asked for may lie after the end, and the last picture begin before it.
+        end = self._reader.end_seconds
+        seconds = max(self._seen.seconds, seconds if end is None else min(seconds, end))
+        self._seen.seconds = seconds
         picture = upright_picture(shown.frame)
         pixels = square(picture, self._image_size)
         look = look_of(pixels)

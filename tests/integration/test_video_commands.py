@@ -62,6 +62,10 @@ def test_a_film_is_told_in_its_own_lane(job: dict[str, Any]) -> None:
     summary, *parts = job["captions"]
     assert (summary["start_seconds"], summary["end_seconds"]) == (0, FILM.duration_seconds)
     assert summary["text"] in {part["text"] for part in parts}
+    for part in parts:
+        assert part["start_seconds"] <= part["frame_seconds"] < part["end_seconds"]
+        assert part["frame_seconds"] % 0.5 == 0
+    assert summary["frame_seconds"] in {part["frame_seconds"] for part in parts}
     assert all(part["alt_text"] and part["origin"] == "model" for part in parts)
     assert job["options"]["video"] == {"strategy": "interval", "interval_seconds": 0.5}
 
@@ -79,7 +83,7 @@ def test_a_contact_sheet_of_the_job(job: dict[str, Any], env: dict[str, str], fo
     path = folder / "sheet.jpg"
     ran = captioner("status", job["id"], "--contact-sheet", str(path), env=env)
     assert ran.returncode == 0, ran.stderr
-    assert f"contact sheet: {path}" in ran.stderr
+    assert ran.stderr.splitlines() == [f"contact sheet: {path}"]
     frames = int(FILM.duration_seconds * 2)
     with Image.open(path) as sheet:
         assert sheet.format == "JPEG"
@@ -93,6 +97,44 @@ def test_status_shows_the_timeline(job: dict[str, Any], env: dict[str, str]) -> 
         assert text in shown
     assert "0:00.0–0:03.8" in shown
     assert "keywords" in shown
+    assert "-0.000" not in shown
+
+
+def test_all_frames_together_beside_the_timeline(env: dict[str, str], folder: Path) -> None:
+    film = str(folder / "film.mp4")
+    job = submitted(env, film, "--every", "0.5", "--video-mode", "both")
+    assert told(FILM, job, 0.5)
+    joint = job["captions"][-1]
+    assert joint["origin"] == "joint"
+    assert (joint["start_seconds"], joint["end_seconds"]) == (0, FILM.duration_seconds)
+    assert joint["alt_text"]
+    shown = captioner("status", job["id"], env=env).stdout
+    assert shown.count("(all frames together: experimental)") == 1
+    vtt = captioner("status", job["id"], "--vtt", env=env).stdout
+    (folder / "both.vtt").write_text(vtt)
+    cues = webvtt.read(str(folder / "both.vtt")).captions
+    assert [cue.text for cue in cues] == [text for _, _, text in FILM.timeline]
+
+
+def test_all_frames_together_alone(env: dict[str, str], folder: Path) -> None:
+    film, sheet = str(folder / "film.mp4"), folder / "joint.jpg"
+    job = submitted(env, film, "--video-mode", "joint")
+    assert [one["origin"] for one in job["captions"]] == ["joint"]
+    said = job["captions"][0]["text"]
+    ran = captioner("status", job["id"], "--contact-sheet", str(sheet), env=env)
+    assert ran.returncode == 0, ran.stderr
+    with Image.open(sheet) as image:
+        assert image.format == "JPEG"
+    vtt = captioner("status", job["id"], "--vtt", env=env).stdout
+    (folder / "joint.vtt").write_text(vtt)
+    (cue,) = webvtt.read(str(folder / "joint.vtt")).captions
+    assert (cue.start, cue.text) == ("00:00:00.000", said)
+    ran = captioner("caption", film, "--video-mode", "joint", env=env)
+    assert ran.returncode == 0, ran.stderr
+    assert f"{said}  (all frames together: experimental)" in ran.stdout
+    ran = captioner("caption", film, "--video-mode", "joint", "--json", env=env)
+    (entry,) = json.loads(ran.stdout)
+    assert (entry["caption"], entry["joint"]["caption"]) == (said, said)
 
 
 def test_the_source_that_is_gone_is_one_line(env: dict[str, str], folder: Path) -> None:

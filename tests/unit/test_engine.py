@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from typing import Any
@@ -126,12 +127,89 @@ def test_what_was_done_is_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    "pixels", [np.zeros((8, 9, 3), np.uint8), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3))]
+    "pixels",
+    [
+        np.zeros((8, 9, 3), np.uint8),
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 3)),
+        np.zeros((0, 8, 8, 3), np.uint8),
+        np.zeros((5, 8, 8, 3), np.uint8),
+        np.zeros((1, 1, 8, 8, 3), np.uint8),
+    ],
 )
 def test_pixels_of_another_shape_are_refused(pixels: Any) -> None:
     engine = started(FakeCaptionModel())
-    with pytest.raises(ValueError, match=r"must be uint8 \[8, 8, 3\], not "):
+    with pytest.raises(ValueError, match=r"must be uint8 \[8, 8, 3\], or 1 to 4 of these, not "):
         engine.submit(pixels, OPTIONS)
+    engine.close()
+
+
+# Several pictures together.
+
+
+def greys(*levels: int) -> Any:
+    return np.stack([grey(level) for level in levels])
+
+
+def test_pictures_together_share_a_batch_with_single_ones_and_count_as_so_many() -> None:
+    model = FakeCaptionModel(hold=True)
+    engine = started(model, max_batch=6)
+    futures = [engine.submit(grey(1), OPTIONS)]
+    assert model.busy.wait(10)
+    futures += [
+        engine.submit(pixels, OPTIONS) for pixels in (grey(2), greys(10, 20, 30), greys(4), grey(5))
+    ]
+    model.release.set()
+    assert [future.result(10)[0].text for future in futures] == [
+        "mean colour 1 1 1",
+        "mean colour 2 2 2",
+        "3 pictures of mean colour 20 20 20",
+        "mean colour 4 4 4",
+        "mean colour 5 5 5",
+    ]
+    engine.close()
+    assert model.batches == [1, 6]
+    assert (engine.stats.batches, engine.stats.pictures) == (2, 7)
+
+
+def test_a_broken_picture_fails_with_those_it_was_to_be_captioned_with_and_no_other() -> None:
+    model = FakeCaptionModel(hold=True)
+    engine = started(model, max_batch=8)
+    engine.submit(grey(1), OPTIONS)
+    assert model.busy.wait(10)
+    futures = [
+        engine.submit(pixels, OPTIONS)
+        for pixels in (greys(10, 20), np.stack([grey(1), DARK]), grey(3))
+    ]
+    model.release.set()
+    with pytest.raises(JobError, match="cannot see in the dark"):
+        futures[1].result(10)
+    assert futures[0].result(10)[0].text == "2 pictures of mean colour 15 15 15"
+    assert futures[2].result(10)[0].text == "mean colour 3 3 3"
+    engine.close()
+
+
+class OneByOne:
+    """A model as plugins have it, that knows single pictures only."""
+
+    def __init__(self, model: FakeCaptionModel) -> None:
+        self.info, self.check = model.info, model.check
+        self.generate, self.close = model.generate, model.close
+
+
+def test_a_model_that_knows_single_pictures_only_refuses_others_and_captions_the_rest() -> None:
+    model = FakeCaptionModel(hold=True)
+    engine = InlineEngine(lambda: OneByOne(model), 4)
+    engine.start()
+    engine.submit(grey(1), OPTIONS)
+    assert model.busy.wait(10)
+    several, single = engine.submit(greys(1, 2), OPTIONS), engine.submit(grey(3), OPTIONS)
+    model.release.set()
+    with pytest.raises(JobError, match="the model fake cannot caption several pictures") as raised:
+        several.result(10)
+    assert raised.value.code is ErrorCode.INVALID_REQUEST
+    assert single.result(10)[0].text == "mean colour 3 3 3"
+    assert engine.submit(greys(4), OPTIONS).result(10)[0].text == "mean colour 4 4 4"
     engine.close()
 
 
@@ -156,6 +234,65 @@ def test_batches_lose_nothing_and_put_interactive_work_first(
         taken.extend(batch)
     assert taken == sorted(works, key=lambda work: work.lane is not Lane.INTERACTIVE)
     assert batcher.drained
+
+
+def work_of(pictures: int, lane: Lane = Lane.BULK) -> Work:
+    return Work(np.zeros((pictures, 8, 8, 3), np.uint8), OPTIONS, lane)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(Lane), st.integers(1, 5)), max_size=30),
+    st.integers(5, 9),
+    st.integers(1, 30),
+)
+def test_pictures_together_are_neither_parted_nor_lost_and_single_ones_keep_their_order(
+    wanted: list[tuple[Lane, int]], max_batch: int, at_once: int
+) -> None:
+    batcher, _ = batcher_of(max_batch)
+    works = [work_of(pictures, lane) for lane, pictures in wanted]
+    waiting: list[Work] = []
+    taken: list[Work] = []
+    coming = iter(works)
+    while True:
+        for work in itertools.islice(coming, at_once):
+            batcher.put(work)
+            waiting.append(work)
+        if not waiting:
+            break
+        batch = batcher.take(idle=True)
+        assert 1 <= sum(work.pictures for work in batch) <= max_batch
+        taken += batch
+        waiting = [work for work in waiting if work not in batch]
+    assert sorted(map(id, taken)) == sorted(map(id, works))
+    for hurry in (True, False):
+        singles = [
+            work
+            for work in works
+            if work.pictures == 1 and (work.lane is Lane.INTERACTIVE) is hurry
+        ]
+        assert [work for work in taken if work in singles] == singles
+    batcher.close()
+    assert batcher.drained
+
+
+def test_a_few_hurried_pictures_in_every_batch_do_not_keep_others_waiting_for_ever() -> None:
+    batcher, _ = batcher_of(4)
+    together = work_of(4, Lane.VIDEO)
+    batcher.put(together)
+    batches = []
+    for _ in range(3):
+        batcher.put(Work(DARK, OPTIONS, Lane.INTERACTIVE))
+        batches.append(batcher.take(idle=True))
+    assert [together in batch for batch in batches] == [False, True, False]
+
+
+def test_the_reader_is_told_when_pictures_together_fill_a_batch() -> None:
+    batcher, notes = batcher_of(4)
+    told = []
+    for pictures in (3, 3, 3):
+        batcher.put(work_of(pictures))
+        told.append(len(notes))
+    assert told == [1, 2, 2]
 
 
 def test_canceled_work_is_left_out() -> None:

@@ -248,7 +248,7 @@ def test_what_was_done_is_counted() -> None:
 
 
 def test_pixels_of_another_shape_are_refused() -> None:
-    with running() as engine, pytest.raises(ValueError, match=r"must be uint8 \[8, 8, 3\], not"):
+    with running() as engine, pytest.raises(ValueError, match=r"must be uint8 \[8, 8, 3\], or"):
         engine.submit(np.zeros((9, 8, 3), np.uint8), OPTIONS)
 
 
@@ -308,6 +308,46 @@ def test_a_picture_that_crashes_the_child_alone_is_blamed_and_no_other() -> None
         del colours[5]
         assert texts(futures) == [text_of(*colour) for colour in colours]
         assert engine.stats.restarts == 2
+
+
+def test_pictures_together_reach_the_child_side_by_side_with_single_ones() -> None:
+    groups = [[1], [10, 20, 60], [2], [5, 6], [7, 7, 7, 8], [9]]
+    with running(max_batch=8, linger_seconds=1) as engine:
+        futures = [
+            engine.submit(np.stack([picture(level) for level in group]), OPTIONS, Lane.VIDEO)
+            for group in groups
+        ]
+        assert texts(futures) == [
+            text_of(1),
+            f"3 pictures of {text_of(30)}",
+            text_of(2),
+            f"2 pictures of {text_of(6)}",
+            f"4 pictures of {text_of(7)}",
+            text_of(9),
+        ]
+        engine.close()
+        # The four did not fit beside the first four captions' pictures, and the last did.
+        assert (engine.stats.batches, engine.stats.pictures) == (2, 12)
+
+
+@pytest.mark.parametrize("colour", [RED, BLUE])
+def test_pictures_together_are_blamed_together_and_nobody_else(colour: tuple[int, ...]) -> None:
+    with running(max_batch=8, linger_seconds=1) as engine:
+        good, bad, single = (
+            engine.submit(pixels, OPTIONS, Lane.VIDEO)
+            for pixels in (
+                np.stack([picture(1), picture(3)]),
+                np.stack([picture(1), picture(*colour), picture(2)]),
+                picture(9),
+            )
+        )
+        with pytest.raises(JobError) as raised:
+            bad.result(SECONDS)
+        crashed = colour is RED
+        assert isinstance(raised.value, CrashError) is crashed
+        assert raised.value.code is (ErrorCode.WORKER_LOST if crashed else ErrorCode.OUT_OF_MEMORY)
+        assert texts([good, single]) == [f"2 pictures of {text_of(2)}", text_of(9)]
+        assert engine.stats.restarts == 2 * crashed
 
 
 def test_a_picture_that_hangs_the_child_is_blamed_and_no_other() -> None:

@@ -15,7 +15,6 @@ from captioner.engine.workload import Workload
 from captioner.errors import CrashError, ErrorCode
 from captioner.options import GenerationOptions
 
-PIXELS = np.zeros((8, 8, 3), np.uint8)
 CAPTIONS = [Caption(text="", continuation="", score=0.0)]
 
 
@@ -36,23 +35,28 @@ class Model:
         if killed or self.poison & set(batch):
             return False
         workload.settle(dict.fromkeys(range(len(batch)), CAPTIONS))
-        assert workload.finish() == len(batch)
+        assert workload.finish() == sum(work.pictures for work in batch)
         self.batches.popleft()
         return True
 
 
 @given(
-    pictures=st.lists(st.tuples(st.sampled_from(Lane), st.booleans()), max_size=20),
+    wanted=st.lists(
+        st.tuples(st.sampled_from(Lane), st.booleans(), st.integers(1, 5)), max_size=20
+    ),
     max_batch=st.integers(1, 5),
     kills=st.lists(st.booleans(), max_size=20),
 )
 def test_only_the_culprits_are_blamed(
-    pictures: list[tuple[Lane, bool]], max_batch: int, kills: list[bool]
+    wanted: list[tuple[Lane, bool, int]], max_batch: int, kills: list[bool]
 ) -> None:
     batcher = Batcher(max_batch, lambda: None)
     workload = Workload(batcher)
-    works = [Work(PIXELS, GenerationOptions(), lane) for lane, _ in pictures]
-    model = Model({w for w, (_, bad) in zip(works, pictures, strict=True) if bad}, deque())
+    works = [
+        Work(np.zeros((min(pictures, max_batch), 8, 8, 3), np.uint8), GenerationOptions(), lane)
+        for lane, _, pictures in wanted
+    ]
+    model = Model({w for w, (_, bad, _) in zip(works, wanted, strict=True) if bad}, deque())
     for work in works:
         batcher.put(work)
     batcher.close()

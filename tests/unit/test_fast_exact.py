@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from captioner.errors import ErrorCode, JobError
 from captioner.inference import (
     Captioner,
     GeneratedCaption,
@@ -260,3 +261,28 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     monkeypatch.setattr(type(fast), "_caption_at_once", small)
     assert fast.generate(images, options) == expected
     assert sizes == [7, 3, 1, 2, 4, 2, 2]
+
+
+def test_pictures_together_are_not_parted_where_memory_is_short(
+    fast: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = [pictures(count, first=10 * count) for count in (5, 1, 2)]
+    options = GenerationOptions(max_new_tokens=4)
+    expected = fast.generate_joint(groups, options)
+    sizes: list[int] = []
+    real = type(fast)._caption_at_once  # type: ignore[attr-defined]
+    room = 5
+
+    def small(self: Any, jobs: Sequence[Any]) -> Any:
+        sizes.append(sum(len(job.pixels) for job in jobs))
+        if sizes[-1] > room:
+            raise torch.OutOfMemoryError("too much")
+        return real(self, jobs)
+
+    monkeypatch.setattr(type(fast), "_caption_at_once", small)
+    assert fast.generate_joint(groups, options) == expected
+    assert sizes == [8, 5, 3]
+    room = 4
+    with pytest.raises(JobError) as raised:
+        fast.generate_joint(groups, options)
+    assert raised.value.code is ErrorCode.OUT_OF_MEMORY

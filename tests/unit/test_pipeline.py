@@ -33,6 +33,8 @@ INFO = FakeCaptionModel().info
 class SlowEngine:
     """Captions a picture when it is told to, and remembers what was submitted."""
 
+    max_batch = 64
+
     def __init__(self) -> None:
         self.futures: list[Future[list[Caption]]] = []
         self.submitted = threading.Semaphore(0)

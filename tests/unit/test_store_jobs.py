@@ -298,7 +298,7 @@ def test_a_success_is_recorded_with_everything_and_one_event(store: Store) -> No
     (job,) = claimed(store)
     captions = (
         caption("a", rank=0, beam_score=-0.25, alt_text="A", origin="model"),
-        caption("b", rank=1, start_seconds=0.5, end_seconds=2.0),
+        caption("b", rank=1, start_seconds=0.5, end_seconds=2.0, frame_seconds=1.25),
     )
     later = NOON + timedelta(seconds=2)
     assert store.record([success(job, *captions)], now=later) == {job.id}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import webvtt
 
-from captioner import CaptionRequest, Source, VideoOptions
+from captioner import Caption, CaptionRequest, Source, VideoOptions
 from captioner.demo.films import Film, random_film, write_film
 from captioner.engine import InlineEngine
 from captioner.inference import load_captioner
@@ -19,6 +22,7 @@ from captioner.pipeline import Pipeline
 from captioner.plugins import load_plugins
 from captioner.sampling import ChildSampler
 from captioner.settings import LogSettings, MediaSettings, PluginSettings
+from captioner.vtt import web_vtt
 
 #: For all that was promised: CAPTIONER_TEST_FILMS=100, some minutes.
 FILMS = int(os.environ.get("CAPTIONER_TEST_FILMS", "8"))
@@ -57,6 +61,21 @@ def pipeline(films: list[tuple[Film, Path]]) -> Iterator[Pipeline]:
         yield Pipeline(engine, sampler, limits, plugins=load_plugins(PLUGINS))
 
 
+def check_vtt(captions: Sequence[Caption]) -> None:
+    """Another parser reads the segments in WebVTT: all of them, at their times, one by one."""
+    cues = webvtt.from_buffer(io.BytesIO(web_vtt(captions).encode())).captions
+    assert [cue.text for cue in cues] == [one.text for one in captions[1:]]
+    spans = [(seconds(cue.start), seconds(cue.end)) for cue in cues]
+    for span, one in zip(spans, captions[1:], strict=True):
+        assert span == pytest.approx((one.start_seconds, one.end_seconds), abs=0.001)
+    assert all(end == start for (_, end), (start, _) in itertools.pairwise(spans))
+
+
+def seconds(timestamp: str) -> float:
+    hours, minutes, rest = timestamp.split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(rest)
+
+
 @pytest.mark.parametrize("strategy", ["uniform", "interval", "timestamps"])
 def test_every_scene_has_its_caption_at_its_time(
     films: list[tuple[Film, Path]], pipeline: Pipeline, strategy: str
@@ -64,6 +83,7 @@ def test_every_scene_has_its_caption_at_its_time(
     def told(film: Film, path: Path) -> str | None:
         video, tolerance_seconds = options(strategy, film)
         captions = pipeline.caption(CaptionRequest(source=Source(str(path)), video=video)).captions
+        check_vtt(captions)
         if film.told_by(captions, tolerance_seconds):
             return None
         said = [(one.start_seconds, one.end_seconds, one.text) for one in captions[1:]]

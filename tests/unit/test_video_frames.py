@@ -34,6 +34,7 @@ from videos import (
     lengthened,
     plain,
     told,
+    write_long_sound,
     write_song_with_cover,
     write_video,
 )
@@ -221,6 +222,29 @@ def test_a_video_shorter_than_it_says(films: dict[str, Path], tmp_path: Path, fa
         assert told(frame.pixels) == int(frame.time_seconds * RATE + 1e-6)
 
 
+@pytest.mark.parametrize("kind", ["mp4", "ts"])
+def test_sound_that_goes_on_after_the_last_picture_is_not_looked_at(
+    tmp_path: Path, kind: str
+) -> None:
+    path = write_long_sound(tmp_path / f"a.{kind}", clock(50, (128, 96)), 20)
+    found = frames(path)
+    assert len(found) == 8
+    assert [told(frame.pixels) for frame in found] == pytest.approx(
+        [(number + 0.5) * 50 / 8 for number in range(8)], abs=3
+    )
+    assert {round(frame.media_seconds or 0) for frame in found} == {5}
+
+
+def test_times_stay_in_order_and_within_where_the_end_comes_unannounced(tmp_path: Path) -> None:
+    path = write_long_sound(tmp_path / "a.mkv", clock(50, (128, 96)), 20)
+    found = frames(path, strategy="interval", interval_seconds=1.0)
+    times = [frame.time_seconds or 0 for frame in found]
+    assert times == sorted(times)
+    assert times[:5] == [0, 1, 2, 3, 4]
+    assert times[-1] <= (found[-1].media_seconds or 0) == 5
+    assert told(found[-1].pixels) == 49
+
+
 @pytest.mark.parametrize(
     ("codec", "pixel_format"),
     [("libx265", "yuv420p10le"), ("libx264", "yuv422p"), ("libx264", "yuv444p"), ("ffv1", "gray")],
@@ -388,10 +412,6 @@ def test_without_pyav_a_video_says_what_to_install(
     error = failure(films["mp4"])
     assert error.code is ErrorCode.UNSUPPORTED_MEDIA_TYPE
     assert "pip install 'captioner[video]'" in error.message
-
-
-def test_a_mode_that_is_not_there_yet_is_refused(films: dict[str, Path]) -> None:
-    assert failure(films["mp4"], mode="joint").code is ErrorCode.INVALID_REQUEST
 
 
 # --- Limits ---------------------------------------------------------------------------------------

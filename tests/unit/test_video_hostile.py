@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -222,7 +223,7 @@ def test_truncated_files_give_what_there_is_or_fail_cleanly(
 def mutated(data: bytes, rng: random.Random) -> bytes:
     """The beginning stays, or it would be no video any more; the rest is damaged."""
     changed = bytearray(data)
-    for _ in range(rng.choice((1, 3, 20, 200))):
+    for _ in range(rng.choice((1, 1, 3, 20, 200))):
         at = rng.randrange(12, len(changed))
         match rng.randrange(5):
             case 0:
@@ -255,9 +256,17 @@ def test_mutated_files_kill_no_decoder_and_end_in_time(
         VideoOptions(strategy="keyframes"),
         VideoOptions(strategy="fps", fps=10),
     )
-    ends: Counter[str] = Counter()
+    slowest_seconds = 0.0
 
     def run(number: int) -> str:
+        nonlocal slowest_seconds
+        started = time.monotonic()
+        try:
+            return end_of(number)
+        finally:
+            slowest_seconds = max(slowest_seconds, time.monotonic() - started)
+
+    def end_of(number: int) -> str:
         kind = KINDS[number % len(KINDS)]
         path = tmp_path / f"{number}.{kind}"
         path.write_bytes(files[number])
@@ -274,14 +283,18 @@ def test_mutated_files_kill_no_decoder_and_end_in_time(
     files = [mutated(seeds[KINDS[number % len(KINDS)]], rng) for number in range(FUZZ)]
     assert sum(find_container(data[:1024]) is not None for data in files) > 0.8 * FUZZ
     with ThreadPoolExecutor(2) as executor:
-        ends.update(executor.map(run, range(FUZZ)))
-    print(dict(ends))
-    assert set(ends) <= {
-        "frames", "decode_failed", "video_no_frames", "video_too_long", "pixel_limit",
-        "unsupported_media_type", "out_of_memory",
-    }  # fmt: skip
-    assert ends["frames"] > 0.1 * FUZZ
-    assert ends["frames"] < FUZZ
+        found = list(executor.map(run, range(FUZZ)))
+    for place, kind in enumerate(KINDS):
+        ends = Counter(found[place :: len(KINDS)])
+        print(kind, dict(ends))
+        assert set(ends) <= {
+            "frames", "decode_failed", "video_no_frames", "video_too_long", "pixel_limit",
+            "unsupported_media_type", "out_of_memory",
+        }  # fmt: skip
+        assert 0 < ends["frames"] < ends.total(), f"{kind}: damaged too much, or not at all"
+    print(f"slowest: {slowest_seconds:.2f} s")
+    # What is over the limit is "late" above; beside it a decoder may have had to start.
+    assert slowest_seconds < 2 * LIMIT_SECONDS
 
 
 def test_memory_is_limited(tmp_path: Path) -> None:

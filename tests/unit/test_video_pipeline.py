@@ -11,7 +11,11 @@ import pytest
 from PIL import Image
 
 from captioner import Caption, Frame, FrameCaptions, hookimpl
-from captioner.domain import JobState
+from captioner.domain import CaptionRequest, JobState, Lane, Source
+from captioner.engine import InlineEngine
+from captioner.pipeline import Pipeline
+from captioner.plugins import Plugins
+from captioner.sampling import InlineSampler
 from captioner.sampling.wire import max_bytes, pack, unpack
 from captioner.settings import MediaSettings, Settings
 from captioner.testing import FakeCaptionModel, caption_with
@@ -58,7 +62,36 @@ def test_what_is_repeated_has_captions_and_costs_none(count: int) -> None:
     said = [frame.captions[0].text for frame in plugin.frames]
     assert said == [f"mean colour {shade} {shade} {shade}" for shade in shades]
     assert [frame.time_seconds for frame in plugin.frames] == list(range(count))
+    assert [caption.frame_seconds for caption in job.captions] == list(range(count))
     assert {frame.media_seconds for frame in plugin.frames} == {99.5}
+
+
+def test_videos_fill_batches_together(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")  # the plugin looks at none
+
+    class Lively:
+        @hookimpl
+        def sample_frames(self) -> Iterator[Frame]:
+            for number in range(8):
+                yield Frame(coloured(number + 1), float(number))
+
+    plugins = Plugins()
+    plugins.register(Lively(), "lively")
+    limits = MediaSettings(allowed_roots=(tmp_path,))
+    model = FakeCaptionModel(SIZE, hold=True)
+    engine = InlineEngine(lambda: model, max_batch=16)
+    engine.start()
+    pipeline = Pipeline(engine, InlineSampler(plugins, limits), limits, plugins=plugins)
+    requests = [
+        CaptionRequest(source=Source(str(tmp_path / "a.png")), lane=Lane.VIDEO) for _ in range(8)
+    ]
+    begun = [pipeline.begin(request) for request in requests]
+    model.release.set()
+    for captioning in begun:
+        assert len(captioning.result().captions) == 8
+    engine.close()
+    assert sum(model.batches) == 64
+    assert model.batches.count(16) >= 3, "two videos' frames fill a batch; one's are half of it"
 
 
 def test_a_first_frame_that_repeats_nothing_is_captioned() -> None:

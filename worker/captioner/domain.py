@@ -27,6 +27,8 @@ MAX_SOURCE_CHARACTERS = 8_192
 #: Longest `data:` source, in characters: 256 KiB of bytes as base64, and the header.
 MAX_INLINE_CHARACTERS = 256 * 1024 * 4 // 3 + 256
 MAX_CLIENT_KEY_CHARACTERS = 255
+#: `Caption.origin` of what the model says of all frames of a video together.
+JOINT = "joint"
 MAX_WEBHOOK_URL_CHARACTERS = 2_048
 
 
@@ -321,11 +323,14 @@ class Caption:
     rank: int = 0
     #: Sum of log-probabilities over length ** length_penalty; None unless beams were searched.
     beam_score: float | None = None
+    #: Of a video: from when to when it holds, and the time of the frame that it is of.
     start_seconds: float | None = None
     end_seconds: float | None = None
+    frame_seconds: float | None = None
     #: Empty: the picture is decorative; None: nobody made one.
     alt_text: str | None = None
-    #: What made its text: `model`, or the name of the plugin that did.
+    #: What made its text: `model`, or the name of the plugin that did. What was made of all frames
+    #: together stays `joint` whatever plugins do to it: that it is experimental must not be lost.
     origin: str = "model"
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -88,10 +88,10 @@ def combine_captions(
     """Make the captions of frames into those of the job; None leaves it to the next plugin.
 
     The built-in one, asked last, keeps all captions of a single frame, and of several frames the
-    best of each.
+    best of each. Nobody is asked about a caption of all frames together.
 
     Args:
-        frames: in the order of time; a still image has one.
+        frames: in the order of time, at least one; a still image has one.
         request: what the client asked for.
 
     Returns:
@@ -116,7 +116,8 @@ def provide_captioner(settings: Settings) -> CaptionModel | None:
     """Load another model than BLIP; None leaves it to the next plugin, and BLIP is the last.
 
     Called once, in the process that runs the model. What is returned works on batches of RGB
-    squares of `info.image_size` and is never called by two threads at once.
+    squares of `info.image_size` and is never called by two threads at once. One that is a
+    `JointCaptionModel`, too, can caption the frames of a video together.
 
     Args:
         settings: of the worker; `settings.model.id` says which model its operator wants.

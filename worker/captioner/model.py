@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from captioner.domain import ModelInfo
 from captioner.options import GenerationOptions
@@ -11,6 +11,9 @@ from captioner.options import GenerationOptions
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+#: Pictures that one joint caption may be made of.
+MAX_JOINT_PICTURES = 32
 
 
 class Generated(Protocol):
@@ -46,4 +49,18 @@ class CaptionModel(Protocol):
 
     def close(self) -> None:
         """Free the model's memory."""
+        ...
+
+
+@runtime_checkable
+class JointCaptionModel(Protocol):
+    """What a model has besides when it can caption several pictures together."""
+
+    def generate_joint(
+        self, groups: Sequence[Sequence[NDArray[np.uint8]]], options: Sequence[GenerationOptions]
+    ) -> Sequence[Sequence[Generated]]:
+        """One list of captions per group of 1 to `MAX_JOINT_PICTURES` pictures, best first.
+
+        A group of one has the captions that `generate` would give it.
+        """
         ...

@@ -22,6 +22,7 @@ from captioner.domain import Caption, CaptionRequest, Frame, FrameCaptions
 from captioner.engine import Engine
 from captioner.errors import CanceledError, ErrorCode, JobError
 from captioner.frame_log import FrameLog
+from captioner.joint import JointFrames
 from captioner.media import HostSlots
 from captioner.plugins import Plugins
 from captioner.providers import Providers
@@ -121,6 +122,7 @@ class Pipeline:
             with self._providers.counted(), closing(stream) as frames:
                 for frame in frames:
                     captioning.add(frame)
+                captioning.complete()
         except BaseException:
             captioning.abandon()
             raise
@@ -170,7 +172,11 @@ class Captioning:
         self._watch = watch
         #: Time and captions of each frame, in their order.
         self._done: list[FrameCaptions] = []
-        self._waiting: deque[tuple[_Seen, Future[list[Caption]]]] = deque()
+        #: What is with the engine; last, and without a time, all frames together.
+        self._waiting: deque[tuple[_Seen | None, Future[list[Caption]]]] = deque()
+        together = request.video.mode != "per_frame"
+        self._joint_frames = JointFrames(engine.max_batch) if together else None
+        self._joint: Caption | None = None
         #: Of the frame that came last: what it gives holds for frames that repeat it.
         self._last: Future[list[Caption]] | None = None
         self._log = log
@@ -199,6 +205,10 @@ class Captioning:
 
         One that was done before costs none either: not every plugin leaves those out.
         """
+        if self._joint_frames and frame.time_seconds is not None:
+            self._joint_frames.add(frame)
+            if self._request.video.mode == "joint":
+                return
         if self._earlier and self._was_done(frame):
             return
         if len(self._waiting) == FRAMES_IN_FLIGHT:
@@ -220,6 +230,13 @@ class Captioning:
         self._last = Future()
         self._last.set_result(list(known.popleft().captions))
         return True
+
+    def complete(self) -> None:
+        """There are no more frames: where it was asked for, have all captioned together."""
+        pixels = self._joint_frames.pixels if self._joint_frames else None
+        if pixels is not None:
+            request = self._request
+            self._waiting.append((None, self._engine.submit(pixels, request.options, request.lane)))
 
     def when_done(self, tell: Callable[[], None]) -> None:
         """Have `tell` called when `result` need not wait; maybe at once, maybe by the engine."""
@@ -267,7 +284,7 @@ class Captioning:
                 while self._waiting:
                     self._take()
             with self._providers.counted():
-                captions = self._providers.finish(self._done, self._request)
+                captions = self._providers.finish(self._done, self._request, self._joint)
         except BaseException:
             self.abandon()
             raise
@@ -293,14 +310,17 @@ class Captioning:
         seen, future = self._waiting[0]
         with self._watch.timed("engine"):
             captions = tuple(self._watch.result(future))
-        frame = FrameCaptions(
-            time_seconds=seen.time_seconds,
-            captions=captions,
-            media_seconds=seen.media_seconds,
-        )
-        self._done.append(frame)
-        if self._log and self._logged:
-            self._log.add(frame, seen.expected_frames)
+        if seen is None:
+            self._joint = self._joint_frames and self._joint_frames.told(captions)
+        else:
+            frame = FrameCaptions(
+                time_seconds=seen.time_seconds,
+                captions=captions,
+                media_seconds=seen.media_seconds,
+            )
+            self._done.append(frame)
+            if self._log and self._logged:
+                self._log.add(frame, seen.expected_frames)
         self._waiting.popleft()
 
 

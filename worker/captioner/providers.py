@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from captioner.containers import PREFIX_BYTES
-from captioner.domain import Caption, CaptionRequest, FrameCaptions, Media, Source
+from captioner.domain import JOINT, Caption, CaptionRequest, FrameCaptions, Media, Source
 from captioner.errors import PluginError
 from captioner.media import check_size, open_source
 from captioner.plugins import Plugins
 from captioner.settings import MediaSettings
 
-_TIMES = ("start_seconds", "end_seconds")
+_TIMES = ("start_seconds", "end_seconds", "frame_seconds")
 
 
 class Providers:
@@ -66,10 +66,23 @@ class Providers:
         return media
 
     def finish(
-        self, frames: Sequence[FrameCaptions], request: CaptionRequest
+        self,
+        frames: Sequence[FrameCaptions],
+        request: CaptionRequest,
+        joint: Caption | None = None,
     ) -> tuple[Caption, ...]:
-        """Captions of frames made into the job's captions: combined, then each one processed."""
-        return tuple(self._process(caption, request) for caption in self._combine(frames, request))
+        """Captions of frames made into the job's captions: combined, then each one processed.
+
+        Args:
+            frames: none where only a joint caption was asked for.
+            request: what was asked for.
+            joint: of all frames together; it comes last.
+        """
+        dated = [_dated(frame) for frame in frames]
+        captions = list(self._combine(dated, request)) if dated else []
+        if joint:
+            captions.append(replace(joint, rank=len(captions)))
+        return tuple(self._process(caption, request) for caption in captions)
 
     def _combine(
         self, frames: Sequence[FrameCaptions], request: CaptionRequest
@@ -93,6 +106,14 @@ class Providers:
         return processed
 
 
+def _dated(frame: FrameCaptions) -> FrameCaptions:
+    """Captions of a moment say of which, whatever is made of them."""
+    if frame.time_seconds is None:
+        return frame
+    captions = (replace(caption, frame_seconds=frame.time_seconds) for caption in frame.captions)
+    return replace(frame, captions=tuple(captions))
+
+
 def _combine(frames: Sequence[FrameCaptions]) -> Sequence[Caption]:
     """A still image keeps its n-best list; of several frames each keeps its best, in time order."""
     if len(frames) == 1:
@@ -106,7 +127,7 @@ def _combine(frames: Sequence[FrameCaptions]) -> Sequence[Caption]:
 def _accept(name: str, before: Caption, after: Caption) -> Caption:
     """A processed caption: its rank is the row's key, its origin is who wrote the text."""
     _check_caption(after)
-    origin = before.origin if after.text == before.text else name
+    origin = before.origin if after.text == before.text or before.origin == JOINT else name
     return replace(after, rank=before.rank, origin=origin)
 
 

@@ -6,11 +6,10 @@ import math
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path, PurePath
 
 from captioner.contact_sheet import MAX_CELLS, Cell, contact_sheet
-from captioner.domain import Caption, CaptionRequest
+from captioner.domain import JOINT, Caption, CaptionRequest
 from captioner.errors import CaptionerError
 from captioner.plugins import Plugins
 from captioner.providers import Providers
@@ -34,7 +33,7 @@ def sheet_of(
 
     Args:
         request: what was asked for, its options the same.
-        captions: what came of it.
+        captions: what came of it; one of all frames together is in the title alone.
         sampler: decodes the video.
         plugins: bring the source here.
         limits: what may be read.
@@ -48,8 +47,6 @@ def sheet_of(
     parts = segments(captions)
     if not parts:
         raise CaptionerError(f"{request.source.display} has no segments: it was no video")
-    # However its captions were joined, the frames are the same.
-    request = replace(request, video=replace(request.video, mode="per_frame"))
     with tempfile.TemporaryDirectory(prefix="captioner-") as folder:
         media = Providers(plugins, limits).open_source(request.source, Path(folder))
         cells: list[Cell] = []
@@ -67,6 +64,8 @@ def sheet_of(
 
 
 def _text_at(parts: Sequence[Caption], seconds: float) -> str:
-    """What the segment says that a time is in."""
+    """What the segment says that a time is in; nothing where it is not of that frame."""
+    if parts[0].origin == JOINT:
+        return ""
     begun = [one for one in parts if (one.start_seconds or 0.0) <= seconds]
     return begun[-1].text if begun else parts[0].text

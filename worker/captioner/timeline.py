@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from captioner.domain import Caption
+from captioner.domain import JOINT, Caption
 
 
 def segments(captions: Iterable[Caption]) -> list[Caption]:
     """Those of parts of a video, in the order of time; none for a still image.
 
-    The caption of rank 0 is the summary of all, and no segment.
+    The caption of rank 0 is the summary of all, and no segment; nor is one of all frames together,
+    unless there is nothing else.
     """
-    parts = [
+    timed = [
         (one.start_seconds, one.end_seconds, one)
         for one in captions
-        if one.rank and one.start_seconds is not None and one.end_seconds is not None
+        if one.start_seconds is not None and one.end_seconds is not None
     ]
+    parts = [part for part in timed if part[2].rank and part[2].origin != JOINT]
+    parts = parts or [part for part in timed if part[2].origin == JOINT]
     return [one for _, _, one in sorted(parts, key=lambda part: part[:2])]
+
+
+def joint_caption(captions: Iterable[Caption]) -> Caption | None:
+    """The one of all frames together, where it was asked for."""
+    return next((one for one in captions if one.origin == JOINT), None)
 
 
 def clock(seconds: float) -> str:

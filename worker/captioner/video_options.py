@@ -41,7 +41,7 @@ class VideoOptions:
     #: Seconds from the start; kept in order, each once.
     timestamps: tuple[float, ...] = ()
     #: `per_frame`: a caption each, merged into segments; `joint`: one of all frames together
-    #: (experimental); `both`.
+    #: (experimental); `both`: the segments, and last the joint one.
     mode: Mode = "per_frame"
 
     def __post_init__(self) -> None:

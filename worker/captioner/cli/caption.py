@@ -42,7 +42,7 @@ from captioner.domain import Caption, CaptionRequest, Source
 from captioner.errors import InvalidRequestError, JobError
 from captioner.logs import configure_logging
 from captioner.settings import MediaSettings, Settings
-from captioner.timeline import segments
+from captioner.timeline import joint_caption, segments
 from captioner.vtt import web_vtt
 from captioner.words import keywords
 
@@ -219,15 +219,17 @@ def _entry(file: Path, captions: Sequence[Caption], error: JobError | None) -> d
 
 def _timeline(captions: Sequence[Caption]) -> dict[str, Any]:
     """What there is to say of a video beside its caption; nothing of a picture."""
-    parts = segments(captions)
+    parts, joint = segments(captions), joint_caption(captions)
     if not parts:
         return {}
     return {
+        **({"joint": {"caption": joint.text, "score": joint.score}} if joint else {}),
         "keywords": keywords(parts),
         "segments": [
             {
                 "start_seconds": part.start_seconds,
                 "end_seconds": part.end_seconds,
+                "frame_seconds": part.frame_seconds,
                 "caption": part.text,
                 "alt_text": part.alt_text,
                 "score": part.score,

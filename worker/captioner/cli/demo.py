@@ -162,7 +162,7 @@ def _caption(job: Job) -> str:
 
 
 def _score(job: Job) -> str:
-    return f"{job.captions[0].score:.3f}" if job.captions else ""
+    return f"{job.captions[0].score:z.3f}" if job.captions else ""
 
 
 def _as_json(result: DemoResult, settings: Settings, sheet: Path | None) -> dict[str, object]:

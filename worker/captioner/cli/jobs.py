@@ -265,7 +265,9 @@ def job_sheet(job: Job, settings: Settings) -> bytes:
     limits = settings.media.model_copy(update={"allowed_roots": roots})
     plugins = open_plugins(settings.plugins, limits)
     # A stranger's file: in a process with limits, whatever the settings of a worker here say.
-    with closing(ChildSampler(settings.plugins, limits, settings.log)) as sampler:
+    # What there is to say of its frames the worker's log has said.
+    log = settings.log.model_copy(update={"level": "WARNING"})
+    with closing(ChildSampler(settings.plugins, limits, log)) as sampler:
         return sheet_of(job.request, job.captions, sampler, plugins, limits)
 
 

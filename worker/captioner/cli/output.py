@@ -22,8 +22,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from captioner.domain import Caption, Job, JobFailure, JobState
-from captioner.timeline import segments, time_range
+from captioner.domain import JOINT, Caption, Job, JobFailure, JobState
+from captioner.timeline import joint_caption, segments, time_range
 from captioner.words import keywords
 
 #: Width of tables that are written to a file or a pipe, where nothing need be cut.
@@ -149,7 +149,8 @@ def print_job(job: Job) -> None:
     for caption in job.captions:
         label = "caption" if caption.rank == 0 else ""
         at = f"  {time_range(caption)}" if caption.start_seconds is not None else ""
-        grid.add_row(label, f"{escape(caption.text)}  [dim]score {caption.score:.3f}{at}[/]")
+        score = f"score {caption.score:z.3f}{at}"
+        grid.add_row(label, f"{_text(caption)}  [dim]{score}[/]")
         if caption.alt_text is not None:
             grid.add_row("", alt_text(caption.alt_text))
     if parts:
@@ -179,10 +180,17 @@ def print_timeline(captions: Sequence[Caption]) -> None:
     table.add_column("seen", no_wrap=True)
     table.add_column("caption", overflow="fold")
     table.add_column("score", justify="right", no_wrap=True)
-    for part in parts:
-        table.add_row(time_range(part), escape(part.text), f"{part.score:.3f}")
+    joint = joint_caption(captions)
+    for part in [*parts, joint] if joint and joint not in parts else parts:
+        table.add_row(time_range(part), _text(part), f"{part.score:z.3f}")
     console.print(table)
     console.print(f"[dim]keywords:[/] {escape(', '.join(keywords(parts)))}", soft_wrap=True)
+
+
+def _text(caption: Caption) -> str:
+    """A caption's text, and what one must know to believe it."""
+    remark = "  [dim](all frames together: experimental)[/]" if caption.origin == JOINT else ""
+    return f"{escape(caption.text)}{remark}"
 
 
 def _age(created_at: datetime) -> str:

@@ -58,7 +58,8 @@ VideoMode = Annotated[
     typer.Option(
         "--video-mode",
         metavar="MODE",
-        help="per_frame (default), joint (one caption of all frames, experimental) or both.",
+        help="Of a video: per_frame (default), joint (one caption of all frames together, "
+        "experimental) or both.",
     ),
 ]
 

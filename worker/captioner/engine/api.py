@@ -52,6 +52,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def max_batch(self) -> int:
+        """Most pictures of one batch, and so of one caption."""
+        ...
+
+    @property
     def failed(self) -> bool:
         """True when it is closed because its model is lost for good; the worker should end."""
         ...
@@ -71,17 +76,20 @@ class Engine(Protocol):
     def submit(
         self, pixels: NDArray[np.uint8], options: GenerationOptions, lane: Lane
     ) -> Future[list[Caption]]:
-        """Caption one picture; the result comes best first. Returns at once, however much waits.
+        """Caption one picture, or several together with one caption; the result comes best first.
+
+        Returns at once, however much waits. Pictures to be captioned together are with the model
+        together, beside single ones; if it cannot do that, the future raises `JobError`.
 
         Args:
-            pixels: uint8 `[image_size, image_size, 3]`, RGB; not to be changed until the future
-                is done.
-            options: this picture's own; a batch mixes them freely.
+            pixels: uint8 `[image_size, image_size, 3]`, RGB, or `[pictures, …]` of at most
+                `max_batch` and `MAX_JOINT_PICTURES`; not to be changed until the future is done.
+            options: this caption's own; a batch mixes them freely.
             lane: interactive pictures go before all others.
 
         Returns:
-            A future that raises `JobError` when this picture cannot be captioned (`CrashError` when
-            the engine died of it alone), and `EngineClosedError` when the engine failed. Canceled
+            A future that raises `JobError` when this cannot be captioned (`CrashError` when the
+            engine died of it alone), and `EngineClosedError` when the engine failed. Canceled
             before its batch is closed, it costs the model nothing.
 
         Raises:

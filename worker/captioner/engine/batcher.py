@@ -22,15 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """One picture waiting for the model."""
+    """What is waiting for the model to make one caption of."""
 
-    #: uint8 `[image_size, image_size, 3]`.
+    #: uint8 `[image_size, image_size, 3]`, or `[pictures, image_size, image_size, 3]`.
     pixels: NDArray[np.uint8] = field(repr=False)
     options: GenerationOptions
     lane: Lane
     future: Future[list[Caption]] = field(default_factory=Future, repr=False)
     #: Of the monotonic clock.
     arrived: float = field(default_factory=time.monotonic)
+
+    @property
+    def pictures(self) -> int:
+        """How many of a batch's pictures it is."""
+        return 1 if self.pixels.ndim == 3 else len(self.pixels)
 
     def settle(self, result: Result) -> None:
         """Tell who waits for it."""
@@ -50,6 +55,10 @@ class Batcher:
     While the engine is busy pictures gather; when it has nothing to do it gets all that wait, at
     most `max_batch`. So batches are small when there is little to do, and latency is low, and full
     when there is much. A picture that comes to an idle engine waits `linger_seconds` for company.
+
+    Pictures that are captioned together are never parted. Where a batch has no room for all of
+    them, they come first in the next one, whatever else is in a hurry: a few interactive pictures
+    in every batch would else keep them waiting for ever.
     """
 
     def __init__(
@@ -57,20 +66,23 @@ class Batcher:
     ) -> None:
         """`max_batch` is the most pictures of one batch, at least 1.
 
-        `notify` is called, under the lock, when the first picture waits, when a batch is full and
+        `notify` is called, under the lock, when the first work waits, when a batch is full and
         at `close`; between these a reader has nothing to do.
         """
         self._max_batch = max_batch
         self._notify = notify
         self._linger_seconds = linger_seconds
+        #: At most one, for which there was no room.
+        self._passed_over: deque[Work] = deque()
         self._interactive: deque[Work] = deque()
         # All else in one line: what is here is in hand already, and none of it may starve.
         self._others: deque[Work] = deque()
+        self._pictures = 0  # in all three
         self._lock = threading.Lock()
         self._closed: str | None = None
 
     def put(self, work: Work) -> None:
-        """Add a picture.
+        """Add a work, of at most `max_batch` pictures.
 
         Raises:
             EngineClosedError: `close` was called.
@@ -78,8 +90,10 @@ class Batcher:
         with self._lock:
             if self._closed is not None:
                 raise EngineClosedError(self._closed)
+            before = self._pictures
             self._queue(work).append(work)
-            if self._waiting() in (1, self._max_batch):
+            self._pictures += work.pictures
+            if not before or before < self._max_batch <= self._pictures:
                 self._notify()
 
     def put_back(self, batch: Sequence[Work]) -> None:
@@ -87,17 +101,18 @@ class Batcher:
         with self._lock:
             for work in reversed(batch):
                 self._queue(work).appendleft(work)
+                self._pictures += work.pictures
 
     def take(self, *, idle: bool) -> list[Work]:
-        """The next batch if it is due: interactive pictures first, else in order of arrival.
+        """The next batch if it is due: interactive works first, else in order of arrival.
 
-        Canceled pictures are left out.
+        Canceled ones are left out.
 
         Args:
             idle: the engine has nothing to do, so that a batch need not be full.
         """
         with self._lock:
-            if self._waiting() >= self._max_batch or (idle and self._due_seconds() == 0):
+            if self._pictures >= self._max_batch or (idle and self._due_seconds() == 0):
                 return self._gather()
             return []
 
@@ -115,7 +130,7 @@ class Batcher:
     def drained(self) -> bool:
         """True when it is closed and nothing waits."""
         with self._lock:
-            return self.closed and not self._waiting()
+            return self.closed and not self._pictures
 
     def close(self, reason: str = "the engine is closed") -> None:
         """Take no more, and tell everybody who tries why; what waits is still handed out."""
@@ -127,12 +142,13 @@ class Batcher:
     def _queue(self, work: Work) -> deque[Work]:
         return self._interactive if work.lane is Lane.INTERACTIVE else self._others
 
-    def _waiting(self) -> int:
-        return len(self._interactive) + len(self._others)
+    @property
+    def _queues(self) -> tuple[deque[Work], ...]:
+        """In the order in which they are emptied."""
+        return self._passed_over, self._interactive, self._others
 
     def _due_seconds(self) -> float | None:
-        queues = (self._interactive, self._others)
-        oldest = min((queue[0].arrived for queue in queues if queue), default=None)
+        oldest = min((queue[0].arrived for queue in self._queues if queue), default=None)
         if oldest is None:
             return None
         if self.closed:
@@ -141,9 +157,19 @@ class Batcher:
 
     def _gather(self) -> list[Work]:
         batch: list[Work] = []
-        for queue in (self._interactive, self._others):
-            while queue and len(batch) < self._max_batch:
+        room = self._max_batch
+        passed_over: list[Work] = []
+        for queue in self._queues:
+            while queue and room:
+                if queue[0].pictures > room:
+                    if passed_over:
+                        break  # one is enough: behind it the others keep their order
+                    passed_over.append(queue.popleft())
+                    continue
                 work = queue.popleft()
+                self._pictures -= work.pictures
                 if work.start():
                     batch.append(work)
+                    room -= work.pictures
+        self._passed_over.extend(passed_over)
         return batch

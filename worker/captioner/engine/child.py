@@ -7,11 +7,12 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -24,14 +25,17 @@ from captioner.model import CaptionModel
 from captioner.options import GenerationOptions
 from captioner.settings import LogSettings
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """To the child: caption what lies in one of the two buffers."""
 
     buffer: int
-    #: One for each slot in use.
-    options: list[GenerationOptions]
+    #: For each caption how many slots in a row, and its options.
+    wanted: list[tuple[int, GenerationOptions]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +60,9 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """From the child: of some pictures of its oldest batch, by slot."""
+    """From the child: some captions of its oldest batch, by their place in it."""
 
-    by_slot: dict[int, Result]
+    by_place: dict[int, Result]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +107,20 @@ def run_model(
     while batch := inbox.get():
         connection.send(Begun())
         started = time.monotonic()
-        images = list(pixels[batch.buffer, : len(batch.options)])
-        for results in run_batch(model, images, batch.options):
+        images = _images(pixels[batch.buffer], [pictures for pictures, _ in batch.wanted])
+        for results in run_batch(model, images, [options for _, options in batch.wanted]):
             connection.send(Results(results))
         connection.send(Finished(time.monotonic() - started, memory_bytes()))
     model.close()
+
+
+def _images(slots: NDArray[np.uint8], sizes: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """For each caption its picture, or its pictures together."""
+    starts = accumulate(sizes, initial=0)
+    return [
+        slots[start] if size == 1 else slots[start : start + size]
+        for start, size in zip(starts, sizes, strict=False)
+    ]
 
 
 def _warm_up(model: CaptionModel, max_batch: int) -> None:

@@ -13,7 +13,7 @@ from captioner.domain import Caption, Lane, ModelInfo
 from captioner.engine.api import EngineStats
 from captioner.engine.batcher import Batcher, Work
 from captioner.engine.running import load_model, run_batch
-from captioner.engine.slots import check_pixels
+from captioner.engine.slots import checked_pixels
 from captioner.errors import ModelLoadError
 from captioner.model import CaptionModel
 from captioner.options import GenerationOptions
@@ -33,6 +33,7 @@ class InlineEngine:
 
     def __init__(self, load: Callable[[], CaptionModel], max_batch: int) -> None:
         """`load` builds the model; it is called in the engine's thread, by `start`."""
+        self.max_batch = max_batch
         self._load = load
         self._wake = threading.Event()
         self._batcher = Batcher(max_batch, self._wake.set)
@@ -65,8 +66,8 @@ class InlineEngine:
     def submit(
         self, pixels: NDArray[np.uint8], options: GenerationOptions, lane: Lane = Lane.INTERACTIVE
     ) -> Future[list[Caption]]:
-        """Caption one picture; see `Engine.submit`."""
-        check_pixels(pixels, self.info.image_size)
+        """Caption one picture, or several together; see `Engine.submit`."""
+        pixels = checked_pixels(pixels, self.info.image_size, self.max_batch)
         work = Work(pixels, options, lane)
         self._batcher.put(work)
         return work.future
@@ -99,6 +100,6 @@ class InlineEngine:
                 batch[position].settle(result)
         self._stats = EngineStats(
             batches=self._stats.batches + 1,
-            pictures=self._stats.pictures + len(batch),
+            pictures=self._stats.pictures + sum(work.pictures for work in batch),
             busy_seconds=self._stats.busy_seconds + time.monotonic() - started,
         )

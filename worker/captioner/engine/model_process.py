@@ -98,10 +98,10 @@ class ModelProcess:
         with contextlib.suppress(OSError):  # that it has died shows in `receive`
             slots.send(self.connection)
 
-    def send(self, buffer: int, options: list[GenerationOptions]) -> None:
-        """Have a batch captioned whose pixels lie in one of the two buffers."""
+    def send(self, buffer: int, wanted: list[tuple[int, GenerationOptions]]) -> None:
+        """Have a batch captioned whose pixels lie in one of the two buffers; see `Batch`."""
         with contextlib.suppress(OSError):  # as above; that it hangs shows, too
-            self.connection.send(Batch(buffer, options))
+            self.connection.send(Batch(buffer, wanted))
 
     def receive(self) -> Progress | None:
         """The next message, as soon as there is one; None: there will be no more."""

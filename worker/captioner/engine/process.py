@@ -16,7 +16,7 @@ from captioner.domain import Caption, Lane, ModelInfo
 from captioner.engine.api import EngineClosedError, EngineStats
 from captioner.engine.batcher import Batcher, Work
 from captioner.engine.child import Begun, Finished, Results
-from captioner.engine.slots import BUFFERS, check_pixels
+from captioner.engine.slots import BUFFERS, checked_pixels
 from captioner.engine.supervisor import Supervisor
 from captioner.engine.workload import Workload
 from captioner.errors import ErrorCode, ModelLoadError, describe
@@ -55,6 +55,7 @@ class ProcessEngine:
             settings: sizes, and what the child may take.
             log: how the child logs; None: as a process that configures nothing.
         """
+        self.max_batch = settings.max_batch
         self._hang_seconds = settings.hang_seconds
         self._max_memory_bytes = settings.max_memory_bytes
         self._supervisor = Supervisor(load, arguments, settings, log)
@@ -108,8 +109,8 @@ class ProcessEngine:
     def submit(
         self, pixels: NDArray[np.uint8], options: GenerationOptions, lane: Lane = Lane.INTERACTIVE
     ) -> Future[list[Caption]]:
-        """Caption one picture; see `Engine.submit`."""
-        check_pixels(pixels, self.info.image_size)
+        """Caption one picture, or several together; see `Engine.submit`."""
+        pixels = checked_pixels(pixels, self.info.image_size, self.max_batch)
         work = Work(pixels, options, lane)
         self._batcher.put(work)
         return work.future
@@ -154,7 +155,8 @@ class ProcessEngine:
             # As many buffers as batches with the child, and those end in order: this one is free.
             self._buffer = (self._buffer + 1) % BUFFERS
             self._supervisor.slots.write(self._buffer, [work.pixels for work in batch])
-            self._supervisor.process.send(self._buffer, [work.options for work in batch])
+            wanted = [(work.pictures, work.options) for work in batch]
+            self._supervisor.process.send(self._buffer, wanted)
 
     def _attend(self) -> None:
         """Wait for the child, for pictures, for a batch to be due, or for the child's time to end.
@@ -185,7 +187,7 @@ class ProcessEngine:
         if isinstance(message, Begun):
             self._workload.begin()
         elif isinstance(message, Results):
-            self._workload.settle(message.by_slot)
+            self._workload.settle(message.by_place)
         else:
             self._count(self._workload.finish(), message.busy_seconds)
             self._watch_memory(message)

@@ -7,15 +7,21 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from captioner.domain import Caption
-from captioner.errors import ErrorCode, JobError, ModelLoadError, describe
-from captioner.model import CaptionModel, Generated
+from captioner.errors import (
+    ErrorCode,
+    InvalidRequestError,
+    JobError,
+    ModelLoadError,
+    describe,
+)
+from captioner.model import CaptionModel, Generated, JointCaptionModel
 from captioner.options import GenerationOptions
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: What becomes of one picture: captions, best first, or why there are none.
+#: What becomes of a picture, or of several together: captions, best first, or why there are none.
 Result: TypeAlias = list[Caption] | JobError
 
 logger = logging.getLogger(__name__)
@@ -43,12 +49,13 @@ def run_batch(
 ) -> Iterator[dict[int, Result]]:
     """Caption a batch, whatever happens.
 
-    A batch that fails is run again one by one, so that only the picture at fault fails.
+    A batch that fails is run again one by one, so that only what is at fault fails.
 
     Args:
         model: what captions.
-        images: uint8 `[image_size, image_size, 3]` each.
-        options: of each image.
+        images: uint8 `[image_size, image_size, 3]` each, or several to be captioned together:
+            `[pictures, image_size, image_size, 3]`.
+        options: of each.
 
     Yields:
         Results by position, as they come; every position exactly once.
@@ -57,8 +64,8 @@ def run_batch(
     valid: list[int] = []
     for position, one in enumerate(options):
         try:
-            model.check(one)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is this picture's result
+            _check(model, images[position], one)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is this one's result
             refused[position] = _as_job_error(error)
         else:
             valid.append(position)
@@ -67,7 +74,7 @@ def run_batch(
     if not valid:
         return
     try:
-        generated = model.generate([images[i] for i in valid], [options[i] for i in valid])
+        generated = _generate(model, [images[i] for i in valid], [options[i] for i in valid])
         results: dict[int, Result] = dict(zip(valid, map(_captions, generated), strict=True))
     except Exception as error:  # noqa: BLE001  # as above
         if len(valid) > 1:
@@ -80,6 +87,28 @@ def run_batch(
             return
         results = {valid[0]: _as_job_error(error)}
     yield results
+
+
+def _check(model: CaptionModel, image: NDArray[np.uint8], options: GenerationOptions) -> None:
+    if image.ndim == 4 and not isinstance(model, JointCaptionModel):
+        raise InvalidRequestError(
+            f"the model {model.info.id} cannot caption several pictures together; "
+            "for videos it has video.mode per_frame"
+        )
+    model.check(options)
+
+
+def _generate(
+    model: CaptionModel,
+    images: Sequence[NDArray[np.uint8]],
+    options: Sequence[GenerationOptions],
+) -> Sequence[Sequence[Generated]]:
+    """In one call, so that what is to be captioned together shares the batch with what is not."""
+    if isinstance(model, JointCaptionModel) and any(image.ndim == 4 for image in images):
+        return model.generate_joint(
+            [[image] if image.ndim == 3 else list(image) for image in images], options
+        )
+    return model.generate(images, options)
 
 
 def _captions(generated: Sequence[Generated]) -> list[Caption]:
@@ -99,6 +128,6 @@ def _as_job_error(error: Exception) -> JobError:
     if isinstance(error, JobError):
         return error
     if isinstance(error, MemoryError):
-        return JobError(ErrorCode.OUT_OF_MEMORY, "the picture does not fit into memory")
+        return JobError(ErrorCode.OUT_OF_MEMORY, "it does not fit into memory")
     logger.error("the model failed", exc_info=error)
     return JobError(ErrorCode.INTERNAL, f"the model failed: {describe(error)}")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from captioner.model import MAX_JOINT_PICTURES
+
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
@@ -20,13 +22,21 @@ if TYPE_CHECKING:
 BUFFERS = 2
 
 
-def check_pixels(pixels: NDArray[np.uint8], image_size: int) -> None:
-    """Raise `ValueError` unless this is uint8 `[image_size, image_size, 3]`."""
-    wanted = (image_size, image_size, 3)
-    if pixels.dtype != np.uint8 or pixels.shape != wanted:
+def checked_pixels(pixels: NDArray[np.uint8], image_size: int, max_batch: int) -> NDArray[np.uint8]:
+    """One picture, or several to be captioned together; a group of one becomes a picture.
+
+    Raises:
+        ValueError: they are neither, or more than `max_batch` or than a caption may be made of.
+    """
+    square = (image_size, image_size, 3)
+    most = min(max_batch, MAX_JOINT_PICTURES)
+    several = pixels.ndim == 4 and 1 <= len(pixels) <= most
+    if pixels.dtype != np.uint8 or pixels.shape[several:] != square:
         raise ValueError(
-            f"pixels must be uint8 {list(wanted)}, not {pixels.dtype} {list(pixels.shape)}"
+            f"pixels must be uint8 {list(square)}, or 1 to {most} of these, "
+            f"not {pixels.dtype} {list(pixels.shape)}"
         )
+    return pixels[0] if several and len(pixels) == 1 else pixels
 
 
 class Slots:
@@ -46,9 +56,12 @@ class Slots:
         self._pixels = np.frombuffer(memory, np.uint8).reshape(shape)
 
     def write(self, buffer: int, images: Sequence[NDArray[np.uint8]]) -> None:
-        """Fill one of the two buffers, from its first slot on."""
-        for slot, image in zip(self._pixels[buffer], images, strict=False):
-            np.copyto(slot, image)
+        """Fill one of the two buffers, from its first slot on; several pictures take as many."""
+        start = 0
+        for image in images:
+            stop = start + (1 if image.ndim == 3 else len(image))
+            np.copyto(self._pixels[buffer, start:stop], image)
+            start = stop
 
     def send(self, connection: Connection[Any, Any]) -> None:
         """Let the process at the other end read them: it must call `receive_slots` now."""

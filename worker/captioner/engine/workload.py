@@ -1,4 +1,4 @@
-"""All pictures in hand of an engine whose model may die: which go next, and which was to blame."""
+"""All works in hand of an engine whose model may die: which go next, and which was to blame."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ logger = logging.getLogger(__name__)
 
 
 class _Flight:
-    """A batch that was sent, and what is still missing of it, by slot."""
+    """A batch that was sent, and what is still missing of it, by its place there."""
 
     def __init__(self, works: Sequence[Work], *, suspect: bool) -> None:
         self.size = len(works)
+        self.pictures = sum(work.pictures for work in works)
         self.missing = dict(enumerate(works))
         self.suspect = suspect
         self.begun = False
 
 
 class Workload:
-    """Pictures that wait, that are with the model, and that must be run alone.
+    """Works that wait, that are with the model, and that must be run alone.
 
     At most two batches are with the model: the one it runs and the next, which goes early only when
-    it is full. When the model breaks, the pictures it was running are run again one by one, and
-    those that only waited go on as before. So a picture is blamed only when it was alone.
+    it is full. When the model breaks, the works it was running are run again one by one, and those
+    that only waited go on as before. So a work is blamed only when it was alone.
     """
 
     def __init__(self, batcher: Batcher) -> None:
@@ -67,10 +68,10 @@ class Workload:
         """The model has begun the oldest batch it has."""
         self._in_flight[0].begun = True
 
-    def settle(self, by_slot: Mapping[int, Result]) -> None:
+    def settle(self, by_place: Mapping[int, Result]) -> None:
         """Results of the oldest batch with the model."""
-        for slot, result in by_slot.items():
-            self._in_flight[0].missing.pop(slot).settle(result)
+        for place, result in by_place.items():
+            self._in_flight[0].missing.pop(place).settle(result)
 
     def finish(self) -> int:
         """The oldest batch is done.
@@ -78,7 +79,7 @@ class Workload:
         Returns:
             How many pictures it had.
         """
-        return self._in_flight.popleft().size
+        return self._in_flight.popleft().pictures
 
     def sort_after(self, how: str, code: ErrorCode) -> None:
         """The model has broken: settle the culprit, if there is one, and prepare the rest to go on.
@@ -101,11 +102,11 @@ class Workload:
     def _accuse(self, flight: _Flight, how: str, code: ErrorCode) -> None:
         works = list(flight.missing.values())
         if flight.size > 1:
-            logger.warning("%d pictures it was running are run again one by one", len(works))
+            logger.warning("%d captions it was making are tried again one by one", len(works))
             self._suspects.extend(works)
             return
         for work in works:
-            work.settle(CrashError(code, f"the engine {how} while it ran this picture alone"))
+            work.settle(CrashError(code, f"the engine {how} while it made this caption alone"))
 
     def give_up(self, reason: str) -> None:
         """Nobody will work on any of it, nor on what might come."""

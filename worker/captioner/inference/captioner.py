@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from captioner.errors import InvalidRequestError, SettingsError
+from captioner.model import MAX_JOINT_PICTURES
 from captioner.options import GenerationOptions
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 #: What can run a model; the first is the default.
 BACKENDS = ("fast", "transformers")
-#: Frames that one caption may be made of.
-MAX_JOINT_FRAMES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ class Captioner(Protocol):
         for it: experimental.
 
         Args:
-            groups: 1 to `MAX_JOINT_FRAMES` pictures each.
+            groups: 1 to `MAX_JOINT_PICTURES` pictures each.
             options: one for all groups or one per group.
 
         Returns:
@@ -154,12 +153,12 @@ def check_groups(groups: Sequence[Sequence[Picture]]) -> None:
     """Check the number of pictures in each group.
 
     Raises:
-        InvalidRequestError: a group has none, or more than `MAX_JOINT_FRAMES`.
+        InvalidRequestError: a group has none, or more than `MAX_JOINT_PICTURES`.
     """
     for group in groups:
-        if not 1 <= len(group) <= MAX_JOINT_FRAMES:
+        if not 1 <= len(group) <= MAX_JOINT_PICTURES:
             raise InvalidRequestError(
-                f"a joint caption needs 1 to {MAX_JOINT_FRAMES} pictures, not {len(group)}"
+                f"a joint caption needs 1 to {MAX_JOINT_PICTURES} pictures, not {len(group)}"
             )
 
 

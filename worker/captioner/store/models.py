@@ -127,6 +127,7 @@ class CaptionRow(Base):
     beam_score: Mapped[float | None]
     start_seconds: Mapped[float | None]
     end_seconds: Mapped[float | None]
+    frame_seconds: Mapped[float | None]
     origin: Mapped[str] = mapped_column(String(255))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -32,8 +33,9 @@ class FakeCaption:
 class FakeCaptionModel:
     """Captions a picture with its mean colour, so that mixed-up pictures are found out.
 
-    `hold` makes it wait for `release`, and `batches` remembers the size of every batch. It fails on
-    a picture that is black all over, alone or in a batch, as a broken kernel would.
+    Several pictures together it captions with how many they are and the mean colour of all. `hold`
+    makes it wait for `release`, and `batches` remembers the pictures of every batch. It fails on a
+    picture that is black all over, alone or in a batch, as a broken kernel would.
     """
 
     def __init__(self, image_size: int = 8, *, hold: bool = False) -> None:
@@ -63,16 +65,29 @@ class FakeCaptionModel:
         self, images: Sequence[NDArray[np.uint8]], options: Sequence[GenerationOptions]
     ) -> list[list[FakeCaption]]:
         """One list of captions an image, best first."""
+        return self.generate_joint([[image] for image in images], options)
+
+    def generate_joint(
+        self, groups: Sequence[Sequence[NDArray[np.uint8]]], options: Sequence[GenerationOptions]
+    ) -> list[list[FakeCaption]]:
+        """One list of captions a group, best first."""
         self.busy.set()
         self.release.wait()
-        self.batches.append(len(images))
-        return [self._caption(*pair) for pair in zip(images, options, strict=True)]
+        self.batches.append(sum(map(len, groups)))
+        return [self._caption(*pair) for pair in zip(groups, options, strict=True)]
 
-    def _caption(self, pixels: NDArray[np.uint8], options: GenerationOptions) -> list[FakeCaption]:
-        if not pixels.any():
+    def _caption(
+        self, group: Sequence[NDArray[np.uint8]], options: GenerationOptions
+    ) -> list[FakeCaption]:
+        if not all(pixels.any() for pixels in group):
             raise RuntimeError("the fake model cannot see in the dark")
-        red, green, blue = (round(float(value)) for value in pixels.mean(axis=(0, 1)))
+        means = [pixels.mean(axis=(0, 1)) for pixels in group]
+        red, green, blue = (
+            round(float(sum(values)) / len(group)) for values in zip(*means, strict=True)
+        )
         words = f"mean colour {red} {green} {blue}"
+        if len(group) > 1:
+            words = f"{len(group)} pictures of {words}"
         prefix = f"{options.prompt.strip()} " if options.prompt and options.conditional else ""
         return [
             FakeCaption(f"{prefix}{words}", words, -0.1 * (rank + 1))
@@ -115,13 +130,13 @@ class FaultyCaptionModel(FakeCaptionModel):
         self._leak_bytes = leak_bytes
         self._leaked: list[bytes] = []
 
-    def generate(
-        self, images: Sequence[NDArray[np.uint8]], options: Sequence[GenerationOptions]
+    def generate_joint(
+        self, groups: Sequence[Sequence[NDArray[np.uint8]]], options: Sequence[GenerationOptions]
     ) -> list[list[FakeCaption]]:
-        """One list of captions an image, unless the colour of one prevents it."""
+        """One list of captions a group, unless the colour of one picture prevents it."""
         if self._seconds_per_batch:
             threading.Event().wait(self._seconds_per_batch)
-        for pixels in images:
+        for pixels in itertools.chain.from_iterable(groups):
             match tuple(bool(value > 192) for value in pixels.mean(axis=(0, 1))):
                 case (True, False, False):
                     os.kill(os.getpid(), signal.SIGSEGV)
@@ -131,7 +146,7 @@ class FaultyCaptionModel(FakeCaptionModel):
                     raise MemoryError
                 case (True, True, False):
                     self._leaked.append(b"\1" * self._leak_bytes)
-        captions = super().generate(images, options)
+        captions = super().generate_joint(groups, options)
         if self._notes:
             with self._notes.open("a") as file:
                 file.write("".join(f"{best.text}\n" for best, *_ in captions))
