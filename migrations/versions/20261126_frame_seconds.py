@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision: str = "b58c0f3a7d21"
-down_revision: str | None = "c2a97e5d4b18"
+down_revision: str | None = "e7d3b1c94f60"
 branch_labels: str | None = None
 depends_on: str | None = None
 
