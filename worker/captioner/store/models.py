@@ -21,6 +21,7 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
+    false,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -166,6 +167,8 @@ class DeliveryRow(Base):
     #: Who tries it, and until when nobody else may.
     lease_owner: Mapped[str | None] = mapped_column(String(MAX_OWNER_CHARACTERS))
     lease_expires_at: Mapped[datetime | None]
+    #: The last process that tried it was lost with it: to be tried in one of its own.
+    apart: Mapped[bool] = mapped_column(server_default=false())
     last_status: Mapped[int | None]
     last_error: Mapped[str | None]
     created_at: Mapped[datetime]
