@@ -16,7 +16,16 @@ def upgrade() -> None:
     op.add_column(
         "deliveries", sa.Column("apart", sa.Boolean(), nullable=False, server_default=sa.false())
     )
+    apart = sa.text("apart = 1" if op.get_context().dialect.name == "sqlite" else "apart")
+    op.create_index(
+        "ix_deliveries_apart",
+        "deliveries",
+        ["plugin", "target"],
+        postgresql_where=apart,
+        sqlite_where=apart,
+    )
 
 
 def downgrade() -> None:
+    op.drop_index("ix_deliveries_apart", "deliveries")
     op.drop_column("deliveries", "apart")

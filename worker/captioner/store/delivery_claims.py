@@ -12,8 +12,10 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    and_,
     bindparam,
     delete,
+    exists,
     func,
     insert,
     literal,
@@ -23,6 +25,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.orm import aliased
 
 from captioner.deliveries import AttemptEnd, Delivery, Position, Target
 from captioner.events import DeliveryState
@@ -92,7 +95,7 @@ def claim_deliveries(
 ) -> list[Delivery]:
     """Lease deliveries that are due, the longest due first; see `Store.claim_deliveries`."""
     due = (
-        select(*DELIVERY_COLUMNS, DeliveryRow.lease_owner)
+        select(*DELIVERY_COLUMNS, DeliveryRow.lease_owner, _deadly().label("deadly"))
         .join(EventRow, EventRow.id == DeliveryRow.event_id)
         .where(
             delivery_in_state(DeliveryState.PENDING),
@@ -117,12 +120,13 @@ def claim_deliveries(
         delivery = delivery_from_row(row)
         if taken[delivery.key] >= room.get(delivery.key, default_room):
             continue
-        if row.lease_owner not in (None, owner):  # nobody gave it back
+        taken_over = row.lease_owner not in (None, owner)  # nobody gave it back
+        if taken_over or row.deadly:
             delivery = replace(delivery, apart=True)
-        if delivery.apart:
-            if apart_room < 1:
-                continue
-            apart_room -= 1
+        if delivery.apart and apart_room < 1:
+            continue
+        apart_room -= delivery.apart
+        if taken_over:
             lost.append(delivery.id)
         taken[delivery.key] += 1
         chosen.append(delivery)
@@ -156,9 +160,17 @@ def _allowed(
 
 
 def _in_this_process(owner: str) -> list[ColumnElement[bool]]:
-    """No worker was lost with it."""
+    """No worker was lost with it, nor with another to its target that is not made yet."""
     given_back = or_(DeliveryRow.lease_owner.is_(None), DeliveryRow.lease_owner == owner)
-    return [DeliveryRow.apart.is_(False), given_back]
+    return [DeliveryRow.apart.is_(False), given_back, ~_deadly()]
+
+
+def _deadly() -> ColumnElement[bool]:
+    """A worker was lost with one to the same target: one look into an index of few rows."""
+    other = aliased(DeliveryRow)
+    same = exists().where(other.apart, other.plugin == DeliveryRow.plugin)
+    both_ask = and_(DeliveryRow.target.is_(None), other.target.is_(None))
+    return or_(same.where(other.target == DeliveryRow.target), same.where(both_ask))
 
 
 def _from(after: Position | None) -> list[ColumnElement[bool]]:

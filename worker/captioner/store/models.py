@@ -327,5 +327,9 @@ _partial(
     DeliveryRow.target,
     where=delivery_in_state(DeliveryState.PENDING),
 )
+# Targets that a worker was lost with.
+_partial(
+    "ix_deliveries_apart", DeliveryRow.plugin, DeliveryRow.target, where=and_(DeliveryRow.apart)
+)
 # One state newest first.
 Index("ix_deliveries_state_id", DeliveryRow.state, DeliveryRow.id)
