@@ -113,21 +113,19 @@ def claim_deliveries(
         # Without statistics of a table that grows so fast, all that is due would be read and sorted
         # for each claim, instead of the first few in the order of the index.
         connection.execute(text("SET LOCAL enable_bitmapscan = off"))
+    rows = connection.execute(due).all()
+    lost = {row.id for row in rows if row.lease_owner not in (None, owner)}  # nobody gave it back
+    deadly = {(row.plugin, row.target) for row in rows if row.deadly or row.id in lost}
     taken: Counter[Target] = Counter()
     chosen = []
-    lost = []
-    for row in connection.execute(due):
+    for row in rows:
         delivery = delivery_from_row(row)
+        delivery = replace(delivery, apart=delivery.apart or delivery.key in deadly)
         if taken[delivery.key] >= room.get(delivery.key, default_room):
             continue
-        taken_over = row.lease_owner not in (None, owner)  # nobody gave it back
-        if taken_over or row.deadly:
-            delivery = replace(delivery, apart=True)
         if delivery.apart and apart_room < 1:
             continue
         apart_room -= delivery.apart
-        if taken_over:
-            lost.append(delivery.id)
         taken[delivery.key] += 1
         chosen.append(delivery)
     if chosen:
@@ -135,6 +133,7 @@ def claim_deliveries(
         lease = update(DeliveryRow).where(among_numbers(connection, DeliveryRow.id, ids))
         connection.execute(lease.values(lease_owner=owner, lease_expires_at=expires_at))
     if lost:
+        # Those that are not chosen, too: all must know of them.
         apart = update(DeliveryRow).where(among_numbers(connection, DeliveryRow.id, lost))
         connection.execute(apart.values(apart=True))
     return chosen
