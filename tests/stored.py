@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy import text
 
-from captioner.deliveries import Expansion
+from captioner.deliveries import Delivery, Expansion, Target
 from captioner.domain import (
     Caption,
     CaptionRequest,
@@ -20,6 +20,7 @@ from captioner.domain import (
     Source,
 )
 from captioner.errors import ErrorCode
+from captioner.events import DeliveryState, Event
 from captioner.store import Store
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -48,6 +49,31 @@ def success(job: Job) -> Outcome:
 
 def again(job: Job, **values: Any) -> Requeue:
     return Requeue(job_id=job.id, attempt=job.attempt, **values)
+
+
+def delivery(number: int, key: Target) -> Delivery:
+    """One that waits since noon, with a job of its own."""
+    event = Event(
+        id=number,
+        job_id=uuid4(),
+        type="caption.succeeded",
+        state=JobState.SUCCEEDED,
+        attempt=1,
+        occurred_at=NOON,
+    )
+    return Delivery(
+        id=number,
+        event=event,
+        plugin=key[0],
+        target=key[1],
+        state=DeliveryState.PENDING,
+        attempts=0,
+        due_at=NOON,
+        last_status=None,
+        last_error=None,
+        created_at=NOON,
+        finished_at=None,
+    )
 
 
 def events(store: Store) -> list[tuple[UUID, str]]:

@@ -33,7 +33,7 @@ def store(database_url: str, house: House) -> Iterator[Store]:
 
 
 @contextmanager
-def events_worker(house: House, **settings: str) -> Iterator[Worker]:
+def events_worker(house: House, *, ready: bool = True, **settings: str) -> Iterator[Worker]:
     env = {
         **house.env,
         "CAPTIONER_WORKER__QUEUES": "events",
@@ -43,7 +43,7 @@ def events_worker(house: House, **settings: str) -> Iterator[Worker]:
         "RECORDER_TARGETS": ",".join(TARGETS),
         **settings,
     }
-    with running_worker(house.folder, env) as worker:
+    with running_worker(house.folder, env, ready=ready) as worker:
         yield worker
 
 
@@ -56,6 +56,19 @@ def hold(house: House) -> Path:
     path = house.folder / "hold"
     path.touch()
     return path
+
+
+def hold_twelve(house: House, store: Store, count: int) -> tuple[Path, set[int]]:
+    """Have a worker that runs stand still in the middle of twelve deliveries of so many events.
+
+    Four to each target: each has taken something before, and is known to be well.
+    """
+    events = happen(store, 5)
+    wait_until(lambda: states(store) == {DeliveryState.DELIVERED: 15})
+    held = hold(house)
+    events |= happen(store, count)
+    wait_until(lambda: len(recorded(house.folder, "begin")) >= 15 + 12)
+    return held, events
 
 
 def states(store: Store) -> dict[DeliveryState, int]:
@@ -115,13 +128,11 @@ def check(store: Store, house: House, events: set[int], fault: str) -> Counter[t
 
 
 def test_an_events_worker_is_killed_in_the_middle_of_deliveries(house: House, store: Store) -> None:
-    events = happen(store, 100)
-    held = hold(house)
     with events_worker(house) as first:
-        wait_until(lambda: len(recorded(house.folder, "begin")) >= 12)
+        held, events = hold_twelve(house, store, 95)
         first.process.kill()
         first.process.wait()
-    assert recorded(house.folder) == []
+    assert len(recorded(house.folder)) == 15
     held.unlink()
     with events_worker(house) as second:
         wait_until(lambda: states(store) == {DeliveryState.DELIVERED: 300}, 60)
@@ -148,10 +159,8 @@ def test_events_workers_are_killed_again_and_again(house: House, store: Store) -
 
 
 def test_an_events_worker_sleeps_longer_than_its_leases(house: House, store: Store) -> None:
-    events = happen(store, 50)
-    held = hold(house)
     with events_worker(house) as sleeper:
-        wait_until(lambda: len(recorded(house.folder, "begin")) >= 12)
+        held, events = hold_twelve(house, store, 45)
         put_to_sleep(sleeper, house)
         held.unlink()
         with events_worker(house) as other:
@@ -163,6 +172,53 @@ def test_an_events_worker_sleeps_longer_than_its_leases(house: House, store: Sto
         assert sleeper.stop() == 0
     begun = check(store, house, events, "SIGSTOP of the events worker")
     assert Counter(begun.values()) == {1: 150 - 12, 2: 12}
+
+
+#: A plugin whose target `poison` ends the process that delivers to it, as a crash in C would, and
+#: whose target `tar` holds one for ever that delivers again what a worker was lost with.
+POISON = """
+import os, sys, time
+from captioner import hookimpl
+
+@hookimpl
+def event_targets(event):
+    return ["well", *(["poison", "tar"] if event.id <= 3 else [])]
+
+@hookimpl
+def deliver_event(event, target):
+    if target == "poison":
+        os._exit(3)
+    while target == "tar" and sys.argv[-1] == "captioner delivery":
+        time.sleep(1)
+"""
+
+
+def test_deliveries_that_end_or_stop_their_process_are_given_up(house: House, store: Store) -> None:
+    install(house.folder / "plugins", "poison", POISON)
+    settings = {
+        "CAPTIONER_PLUGINS__ENABLED": "poison",
+        "CAPTIONER_EVENTS__LEASE_SECONDS": "1",
+        "CAPTIONER_EVENTS__ATTEMPT_TIMEOUT_SECONDS": "0.5",
+        "CAPTIONER_EVENTS__DELAYS_SECONDS": "0,0",
+        "CAPTIONER_WORKER__HEARTBEAT_SECONDS": "0.2",
+    }
+    assert happen(store, 20) >= {1, 2, 3}
+    with events_worker(house, ready=False, **settings) as victim:
+        assert victim.process.wait(60) == 3
+    with events_worker(house, ready=False, **settings) as worker:
+        over = {DeliveryState.DELIVERED: 20, DeliveryState.DEAD: 6}
+        wait_until(lambda: states(store) == over or worker.process.poll() is not None, 120)
+        assert worker.stop() == 0, worker.log
+    dead = store.list_deliveries(DeliveryState.DEAD)
+    assert {(one.target, one.last_error) for one in dead} == {
+        ("poison", "the plugin ended its process: exit code 3"),
+        ("tar", "the plugin did not return within 0.5 s"),
+    }
+    for delivery in dead:
+        assert [one.number for one in store.get_delivery(delivery.id)[1]] == [1, 2, 3]
+    assert "plugin 'poison' failed in deliver_event: ended its process: exit code 3" in worker.log
+    (counted,) = store.plugin_errors()
+    assert (counted.hook, counted.errors) == ("deliver_event", 18)
 
 
 def test_sigterm_under_load_leaves_nothing_leased(house: House, store: Store) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from uuid import uuid4
 
-from captioner.deliveries import Delivery, Target
+from captioner.deliveries import Target
 from captioner.delivering.place import ANEW_SECONDS, LATE, SHARE, Place
-from captioner.domain import JobState
-from captioner.events import DeliveryState, Event
-from stored import NOON
+from stored import NOON, delivery
 
 A: Target = ("p", "a")
 B: Target = ("p", "b")
@@ -21,30 +18,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.seconds
-
-
-def delivery(number: int, key: Target) -> Delivery:
-    event = Event(
-        id=number,
-        job_id=uuid4(),
-        type="caption.succeeded",
-        state=JobState.SUCCEEDED,
-        attempt=1,
-        occurred_at=NOON,
-    )
-    return Delivery(
-        id=number,
-        event=event,
-        plugin=key[0],
-        target=key[1],
-        state=DeliveryState.PENDING,
-        attempts=0,
-        due_at=NOON,
-        last_status=None,
-        last_error=None,
-        created_at=NOON,
-        finished_at=None,
-    )
 
 
 def test_a_claim_begins_where_the_last_one_ended() -> None:

@@ -61,7 +61,7 @@ def expansion(event: Event, *targets: str | None, plugin: str = "p") -> Expansio
 
 
 def claim(store: Store, owner: str = "w", limit: int = 100, **values: Any) -> list[Delivery]:
-    values = {"default_room": 100, "now": NOON, **values}
+    values = {"default_room": 100, "apart_room": 100, "now": NOON, **values}
     return store.claim_deliveries(owner, limit, LEASE_SECONDS, **values)
 
 
@@ -169,11 +169,12 @@ def test_the_longest_due_come_first_and_nothing_before_its_time(store: Store) ->
 def test_a_lease_that_ended_is_anybodys_and_a_renewed_one_is_not(store: Store) -> None:
     expanded(store, happen(store, 2), "a")
     kept, lost = claim(store)
-    store.renew_leases("w", [kept.id], LEASE_SECONDS, now=at(40))
-    store.renew_leases("thief", [lost.id], LEASE_SECONDS, now=at(40))
+    assert store.renew_leases("w", [kept.id], LEASE_SECONDS, now=at(40)) == {kept.id}
+    assert store.renew_leases("thief", [lost.id], LEASE_SECONDS, now=at(40)) == set()
     assert claim(store, "other", now=at(59)) == []
     assert [one.id for one in claim(store, "other", now=at(60))] == [lost.id]
     assert [one.id for one in claim(store, "other", now=at(100))] == [kept.id]
+    assert store.renew_leases("w", [kept.id, lost.id], LEASE_SECONDS, now=at(101)) == set()
 
 
 def test_what_was_released_is_claimed_at_once_untried(store: Store) -> None:
@@ -223,8 +224,76 @@ def test_questions_for_targets_have_room_of_their_own(store: Store) -> None:
 def test_plugins_can_be_left_out(store: Store) -> None:
     for plugin in ("hung", "p"):
         expanded(store, happen(store, 1), "a", None, plugin=plugin)
-    assert {one.plugin for one in claim(store, without=["hung"])} == {"p"}
+    assert {one.plugin for one in claim(store, without={"hung": ()})} == {"p"}
     assert {one.plugin for one in claim(store)} == {"hung"}
+
+
+def test_a_plugin_that_is_left_out_may_keep_some_of_its_targets(store: Store) -> None:
+    expanded(store, happen(store, 1), "a", "b", None, plugin="hung")
+    expanded(store, happen(store, 1), "c")
+    assert {one.target for one in claim(store, without={"hung": ["b"], "q": ()})} == {"b", "c"}
+    assert {one.target for one in claim(store)} == {"a", None}
+
+
+# Workers that were lost
+
+
+def test_what_a_worker_was_lost_with_is_made_apart_until_an_attempt_ends(store: Store) -> None:
+    expanded(store, happen(store), "a")
+    (first,) = claim(store, "killed")
+    assert not first.apart
+    (second,) = claim(store, "other", now=at(60))
+    assert second.apart
+    store.release_leases("other", [second.id])  # it was not begun
+    (third,) = claim(store, "third", now=at(60))
+    assert third.apart
+    failed = end(third, DeliveryState.PENDING, error="HTTP 500")
+    store.record_attempts("third", [failed], now=at(60))
+    (fourth,) = claim(store, now=at(60))
+    assert not fourth.apart
+    store.record_attempts("w", [dataclasses.replace(failed, delivery=fourth, apart=True)])
+    (fifth,) = claim(store, now=at(60))
+    assert fifth.apart
+
+
+def test_a_worker_whose_own_leases_ended_was_not_lost(store: Store) -> None:
+    expanded(store, happen(store), "a")
+    claim(store)
+    (again,) = claim(store, now=at(60))
+    assert not again.apart
+
+
+def test_others_to_the_same_target_are_made_apart_too(store: Store) -> None:
+    expanded(store, happen(store, 3), "a", None)
+    expanded(store, happen(store), "b")
+    expanded(store, happen(store), "a", plugin="q")
+    claim(store, "killed", limit=1)  # "a" of the first event
+    found = claim(store, "other", now=at(60))
+    assert {(one.key, one.apart) for one in found} == {
+        (("p", "a"), True),
+        (("p", None), False),
+        (("p", "b"), False),
+        (("q", "a"), False),
+    }
+    ends = [end(one, DeliveryState.PENDING) for one in found]
+    store.record_attempts("other", ends, now=at(60))
+    assert not any(one.apart for one in claim(store, now=at(60)))
+
+
+def test_questions_are_made_apart_like_deliveries(store: Store) -> None:
+    expanded(store, happen(store, 2), None)
+    claim(store, "killed", limit=1)
+    assert [one.apart for one in claim(store, "other", now=at(60))] == [True, True]
+
+
+def test_no_more_are_made_apart_than_there_is_room_for(store: Store) -> None:
+    expanded(store, happen(store, 4), "a")
+    expanded(store, happen(store), "b")
+    claim(store, "killed", limit=2)
+    found = claim(store, "other", now=at(60), apart_room=1)
+    assert [(one.target, one.apart) for one in found] == [("a", True), ("b", False)]
+    assert claim(store, "third", now=at(60), apart_room=0) == []
+    assert len(claim(store, "third", now=at(60))) == 3
 
 
 def test_dispatchers_that_claim_at_once_get_each_delivery_once(database_url: str) -> None:

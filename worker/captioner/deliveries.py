@@ -34,6 +34,8 @@ class Delivery:
     created_at: datetime
     #: When it was delivered or given up.
     finished_at: datetime | None
+    #: Its worker was lost with it: made in a process of its own, which it may take down.
+    apart: bool = False
 
     @property
     def key(self) -> Target:
@@ -124,3 +126,5 @@ class AttemptEnd:
     excerpt: str = ""
     #: What a plugin that was asked again named: they replace the delivery.
     targets: tuple[NewDelivery, ...] | None = None
+    #: The process that made it died: the next one is made in one of its own, too.
+    apart: bool = False

@@ -206,5 +206,8 @@ class DuplicateClientKeyError(CaptionerError):
 
 def describe(error: BaseException) -> str:
     """One line for an exception of any kind: its type and the first line of its text."""
-    text = str(error).strip().partition("\n")[0]
+    try:
+        text = str(error).strip().partition("\n")[0]
+    except Exception:  # noqa: BLE001  # a plugin's own exception may fail at that, too
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -81,6 +81,14 @@ class PluginErrors:
         with self._lock:
             return dict(self._totals)
 
+    def add(self, counts: Iterable[PluginErrorCount]) -> None:
+        """Count what another process of this worker has counted, and logged."""
+        with self._lock:
+            for count in counts:
+                key = count.plugin, count.hook
+                self._totals[key] = self._totals.get(key, 0) + count.errors
+                self._add(count)
+
     def take(self) -> list[PluginErrorCount]:
         """What has been counted since the last call; `put_back` what could not be written."""
         with self._lock:

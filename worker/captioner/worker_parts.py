@@ -56,7 +56,9 @@ class WorkerParts:
         self.deliveries: DeliveryService | None = None
         self._reports = reports
         if events:
-            self.deliveries = DeliveryService(store, plugins, owner, settings.events)
+            self.deliveries = DeliveryService(
+                store, plugins, owner, settings.events, processes=settings
+            )
             reports.include(self.deliveries.add_stats)
             self.deliveries.start()
 

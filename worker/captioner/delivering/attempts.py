@@ -9,12 +9,13 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from captioner.deliveries import AttemptEnd, Delivery, NewDelivery
+from captioner.delivering.answers import checked_error, checked_receipt
 from captioner.delivering.asking import HOOK as ASK
 from captioner.delivering.asking import ask_targets
 from captioner.delivering.schedule import pause_seconds
 from captioner.domain import Job
 from captioner.errors import DeliveryError, describe
-from captioner.events import DeliveryState, Receipt
+from captioner.events import DeliveryState
 from captioner.logs import job_context
 from captioner.plugins import Plugins
 from captioner.store import Store
@@ -54,18 +55,22 @@ class Attempts:
         started = Started()
         with job_context(delivery.event.job_id):
             try:
-                job = _job(delivery, jobs)
-                if delivery.target is None:
-                    return self._ask(delivery, job, started)
-                return self._deliver(delivery, delivery.target, job, started)
-            except DeliveryError as error:
-                return self.failed(delivery, started, error)
-            except (Exception, SystemExit) as error:  # noqa: BLE001  # a plugin may fail in any way
+                return self._made(delivery, jobs.get(delivery.event.job_id), started)
+            except BaseException as error:  # noqa: BLE001  # a plugin may fail in any way
                 self._plugins.errors.report(delivery.plugin, hook_of(delivery), error)
                 return self.failed(delivery, started, DeliveryError(describe(error)))
 
-    def failed(self, delivery: Delivery, started: Started, error: DeliveryError) -> AttemptEnd:
-        """The end of an attempt that failed: tried again as scheduled, or dead."""
+    def failed(
+        self, delivery: Delivery, started: Started, error: DeliveryError, *, apart: bool = False
+    ) -> AttemptEnd:
+        """The end of an attempt that failed: tried again as scheduled, or dead.
+
+        Args:
+            delivery: as it was claimed.
+            started: when the attempt began.
+            error: checked, where it is a plugin's own.
+            apart: whether it is to be made in a process of its own then.
+        """
         pause = None
         if not error.permanent:
             pause = pause_seconds(
@@ -78,9 +83,23 @@ class Attempts:
             state=DeliveryState.DEAD if pause is None else DeliveryState.PENDING,
             due_at=datetime.now(UTC) + timedelta(seconds=pause or 0.0),
             status=error.status,
-            error=str(error),
+            # Half a pair of surrogates can be neither logged nor stored.
+            error=str(error).encode(errors="replace").decode(),
             excerpt=error.excerpt,
+            apart=apart,
         )
+
+    def _made(self, delivery: Delivery, job: Job | None, started: Started) -> AttemptEnd:
+        """Raises what is the plugin's fault."""
+        if job is None:
+            unreadable = DeliveryError("this version of captioner cannot read the job")
+            return self.failed(delivery, started, unreadable)
+        try:
+            if delivery.target is None:
+                return self._ask(delivery, job, started)
+            return self._deliver(delivery, delivery.target, job, started)
+        except DeliveryError as error:
+            return self.failed(delivery, started, checked_error(error))
 
     def _deliver(self, delivery: Delivery, target: str, job: Job, started: Started) -> AttemptEnd:
         receipt: object = self._plugins.call(
@@ -91,10 +110,7 @@ class Attempts:
             target=target,
             store=self._store,
         )
-        if receipt is None:
-            receipt = Receipt()
-        if not isinstance(receipt, Receipt):
-            raise TypeError(f"gave {type(receipt).__name__} instead of a Receipt")
+        receipt = checked_receipt(receipt)
         return AttemptEnd(
             delivery=delivery,
             started_at=started.at,
@@ -118,13 +134,6 @@ class Attempts:
                 NewDelivery(plugin=delivery.plugin, target=target, due_at=now) for target in targets
             ),
         )
-
-
-def _job(delivery: Delivery, jobs: Mapping[UUID, Job]) -> Job:
-    try:
-        return jobs[delivery.event.job_id]
-    except KeyError:
-        raise DeliveryError("this version of captioner cannot read the job") from None
 
 
 def hook_of(delivery: Delivery) -> str:

@@ -1,6 +1,7 @@
-"""Threads for work that may hang: what does not come back is left behind, and its thread replaced.
+"""Threads for work that may hang: what is slow is set aside, and what never comes back left behind.
 
-Nothing can end a thread of Python's. An executor would wait for it, with all that comes after it.
+Nothing can end a thread of Python's. An executor would wait for it, with all that comes after it;
+here another thread takes its place.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Chain(Generic[Item, Result]):
         self._current: tuple[Item, float] | None = None
         self._stopped = False
         self._left = False
+        #: Another thread has taken the place of its own.
+        self.aside = False
         #: True when the thread is done with it.
         self.returned = False
 
@@ -58,21 +61,34 @@ class Chain(Generic[Item, Result]):
             return list(self._waiting)
 
     def run(self) -> bool:
-        """Handle the items, in a thread; False when it was left behind meanwhile."""
+        """Handle the items, in a thread; False when another has taken its place meanwhile."""
         while (item := self._next()) and self._finish(item[0], self._work(item[0])):
             pass
         with self._lock:
             self.returned = True
         self._over()
-        return not self._left
+        return not self.aside
 
     def stop(self) -> None:
         """Begin no other item."""
         with self._lock:
             self._stopped = True
 
+    def set_aside(self, after_seconds: float) -> bool:
+        """Have another thread in the place of this one if it has been at one item for so long.
+
+        This one goes on with the chain. True asks for `Threads.replace`.
+        """
+        with self._lock:
+            if self.aside or self._current is None:
+                return False
+            self.aside = time.monotonic() - self._current[1] >= after_seconds
+            return self.aside
+
     def leave(self, after_seconds: float = 0.0) -> tuple[Item, float] | None:
         """Leave the thread to itself if it has been at one item for so long.
+
+        That asks for `Threads.replace`, unless it was set aside before.
 
         Returns:
             The item, whose result will not be taken any more, and for how many seconds it has been
@@ -85,7 +101,7 @@ class Chain(Generic[Item, Result]):
             seconds = time.monotonic() - since
             if seconds < after_seconds:
                 return None
-            self._left = self._stopped = True
+            self._left = self._stopped = self.aside = True
             return item, seconds
 
     def _next(self) -> tuple[Item, float] | None:
@@ -107,7 +123,7 @@ class Threads:
     """Daemon threads that run chains; they are started as they are needed, and never waited for."""
 
     def __init__(self, most: int, name: str) -> None:
-        """`most` chains run at once, those left behind not counted."""
+        """`most` chains run at once, those set aside or left behind not counted."""
         self._most = most
         self._name = name
         self._chains: SimpleQueue[Chain[object, object] | None] = SimpleQueue()
@@ -129,7 +145,7 @@ class Threads:
             self._start()
 
     def replace(self) -> None:
-        """A chain that ran here was left behind: go on without its thread."""
+        """A chain that ran here was set aside or left behind: go on without its thread."""
         with self._lock:
             self._busy -= 1
             self._threads -= 1

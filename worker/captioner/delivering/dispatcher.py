@@ -16,27 +16,26 @@ from queue import Empty, SimpleQueue
 from uuid import UUID
 
 from captioner.deliveries import AttemptEnd, Delivery, Target
+from captioner.delivering.apart import MOST_PROCESSES, Apart
 from captioner.delivering.asking import jobs_of
 from captioner.delivering.attempts import Attempts, Started, hook_of
 from captioner.delivering.chains import Chain, Threads
-from captioner.delivering.failing import Failing
+from captioner.delivering.health import Health
+from captioner.delivering.leases import Leases
 from captioner.delivering.place import Place
+from captioner.delivering.shares import CHAIN, SLOW_SECONDS, Shares
 from captioner.domain import Job
 from captioner.errors import DeliveryError
 from captioner.events import DeliveryState
 from captioner.plugins import Plugins
-from captioner.settings import EventSettings
+from captioner.settings import EventSettings, Settings
 from captioner.store import Store
 
-#: Deliveries to one target that a thread makes one after the other: few statements for many.
-CHAIN = 16
 #: Claimed by one statement; and looked at, of targets that nothing is known of.
 BATCH = 256
 STRANGERS = 64
 #: What has ended waits so long for others, to be recorded together.
 LINGER_SECONDS = 0.01
-#: A plugin that so many threads have not come back from gets no more until one has.
-MOST_LEFT = 8
 
 logger = logging.getLogger(__name__)
 
@@ -50,26 +49,46 @@ class Dispatcher:
     `step` and `finish` are for one thread, the rest for any.
     """
 
-    def __init__(self, store: Store, plugins: Plugins, owner: str, settings: EventSettings) -> None:
-        """`owner` is this worker's id in `store`."""
+    def __init__(
+        self,
+        store: Store,
+        plugins: Plugins,
+        owner: str,
+        settings: EventSettings,
+        processes: Settings | None,
+    ) -> None:
+        """Have nothing in hand.
+
+        Args:
+            store: the database.
+            plugins: of this process.
+            owner: this worker's id in `store`.
+            settings: how events are delivered.
+            processes: of the processes for deliveries whose worker was lost; None: there are none.
+        """
         self._store = store
         self._plugins = plugins
         self._owner = owner
         self._settings = settings
         self._attempts = Attempts(store, plugins, settings.delays_seconds)
+        self._apart = processes and Apart(processes, plugins.errors, self._attempts)
         self._threads = Threads(settings.threads, "deliver")
         #: How attempts ended, as the threads tell; None: look what has changed.
         self._news: SimpleQueue[AttemptEnd | None] = SimpleQueue()
         self._chains: dict[Target, list[Deliveries]] = {}
+        #: Of what is made in processes of its own, for whatever target.
+        self._apart_chains: list[Deliveries] = []
         #: Left behind, and not yet back: of which plugin.
         self._left: list[tuple[str, Deliveries]] = []
-        self._failing = Failing()
+        self._health = Health()
+        self._shares = Shares(settings, self._health)
         self._place = Place()
+        self._leases = Leases(settings.lease_seconds)
         #: To be recorded, and to be given back.
         self._ended: list[AttemptEnd] = []
         self._untried: list[int] = []
-        #: Whatever is in hand was leased then, or later.
-        self._renewed_at = time.monotonic()
+        #: Claimed, and in no chain yet.
+        self._unbegun: set[int] = set()
         self._wait_seconds = 0.0
         self._stopping = False
         #: Attempts by plugin and what became of them: `delivered`, `failed` or `dead`.
@@ -78,9 +97,9 @@ class Dispatcher:
     @property
     def in_hand(self) -> list[int]:
         """Leased to this worker and not recorded, by id."""
-        chains = [chain for some in list(self._chains.values()) for chain in list(some)]
-        chained = [delivery.id for chain in chains for delivery in chain.items]
-        return [*chained, *(end.delivery.id for end in list(self._ended)), *self._untried]
+        chained = [delivery.id for chain in self._all() for delivery in chain.items]
+        ended = [end.delivery.id for end in list(self._ended)]
+        return [*chained, *ended, *self._untried, *self._unbegun]
 
     def wake(self) -> None:
         """Have `step` look for deliveries at once."""
@@ -89,9 +108,8 @@ class Dispatcher:
     def stop_taking(self) -> None:
         """From now on nothing is claimed, and no attempt is begun."""
         self._stopping = True
-        for chains in list(self._chains.values()):
-            for chain in list(chains):
-                chain.stop()
+        for chain in self._all():
+            chain.stop()
         self.wake()
 
     def step(self) -> None:
@@ -106,9 +124,9 @@ class Dispatcher:
             self._wait_seconds = 0.0  # that may not be all
             return
         self._wait_seconds = self._settings.poll_seconds
-        if self._chains:  # leases are to be renewed, and hanging attempts to be noticed
+        if self._all():  # leases are to be renewed, and slow attempts to be noticed
             settings = self._settings
-            soon = min(settings.lease_seconds / 3, settings.attempt_timeout_seconds)
+            soon = min(settings.lease_seconds / 3, settings.attempt_timeout_seconds, SLOW_SECONDS)
             self._wait_seconds = min(self._wait_seconds, soon)
 
     def finish(self, seconds: float) -> None:
@@ -119,39 +137,57 @@ class Dispatcher:
         """
         self.stop_taking()
         deadline = time.monotonic() + seconds
-        while self._chains and time.monotonic() < deadline:
+        while self._all() and time.monotonic() < deadline:
             self._collect(min(self._settings.poll_seconds, max(0.0, deadline - time.monotonic())))
             self._settle()
         self._threads.close()
+        if self._apart:
+            self._apart.close()
         self._settle()
         self._store.release_leases(self._owner, self.in_hand)
 
+    def _all(self) -> list[Deliveries]:
+        chains = [chain for some in list(self._chains.values()) for chain in list(some)]
+        return [*chains, *list(self._apart_chains)]
+
     def _collect(self, wait_seconds: float) -> None:
         """What the threads have to tell, and what they have not told for too long."""
+        news = None
         with contextlib.suppress(Empty):
             news = self._news.get(timeout=wait_seconds)
-            if news:
-                time.sleep(LINGER_SECONDS)
+        if news:
+            time.sleep(LINGER_SECONDS)
+        # In this order: a chain has told how its last attempt ended before it returns.
+        over = {chain for chain in self._all() if chain.returned}
+        with contextlib.suppress(Empty):
             while True:
                 if news:
                     self._ended.append(news)
-                    self._failing.note(news)
+                    self._health.note(news)
                 news = self._news.get_nowait()
-        for chains in self._chains.values():
+        aside = sum(chain.aside for chain in self._all())
+        for chains in (*self._chains.values(), self._apart_chains):
             for chain in list(chains):
-                if chain.returned or self._leave(chain):
+                if chain in over or (chains is not self._apart_chains and self._leave(chain)):
                     chains.remove(chain)
                     self._untried += [delivery.id for delivery in chain.waiting]
+                elif aside < self._shares.most_aside and chain.set_aside(SLOW_SECONDS):
+                    self._threads.replace()
+                    aside += 1
         self._chains = {key: chains for key, chains in self._chains.items() if chains}
         self._left = [left for left in self._left if not left[1].returned]
+        if self._apart and not self._apart_chains:
+            self._apart.rest()
 
     def _leave(self, chain: Deliveries) -> bool:
         """Go on without a thread that has been at one delivery for too long."""
+        aside = chain.aside
         left = chain.leave(self._settings.attempt_timeout_seconds)
         if left is None:
             return False
         delivery, seconds = left
-        self._threads.replace()
+        if not aside:
+            self._threads.replace()
         self._left.append((delivery.plugin, chain))
         error = f"did not return within {self._settings.attempt_timeout_seconds:g} s"
         self._plugins.errors.report(delivery.plugin, hook_of(delivery), error)
@@ -160,7 +196,7 @@ class Dispatcher:
         )
         end = self._attempts.failed(delivery, started, DeliveryError(f"the plugin {error}"))
         self._ended.append(end)
-        self._failing.note(end)
+        self._health.note(end)
         return True
 
     def _settle(self) -> None:
@@ -170,25 +206,10 @@ class Dispatcher:
         self._ended = []
         self._store.release_leases(self._owner, self._untried)
         self._untried = []
-        self._renew()
-
-    def _renew(self) -> None:
-        """Keep the leases of what is in hand; what may be another's by now is not begun any more.
-
-        A worker that was suspended, or could not reach the database, has kept none.
-        """
-        if self._leases_ended:
-            for chain in [chain for chains in self._chains.values() for chain in chains]:
-                chain.stop()
-        elif time.monotonic() - self._renewed_at <= self._settings.lease_seconds / 3:
-            return
-        now = time.monotonic()
-        self._store.renew_leases(self._owner, self.in_hand, self._settings.lease_seconds)
-        self._renewed_at = now
-
-    @property
-    def _leases_ended(self) -> bool:
-        return time.monotonic() - self._renewed_at > self._settings.lease_seconds
+        if self._leases.to_be_renewed:
+            now = self._leases.now()
+            held = self._store.renew_leases(self._owner, self.in_hand, self._leases.seconds)
+            self._leases.renewed(held, now)
 
     def _count(self, ends: list[AttemptEnd]) -> None:
         dead: Counter[Target] = Counter()
@@ -208,69 +229,89 @@ class Dispatcher:
         free = self._threads.free
         if self._stopping or not free:
             return False
-        room = {key: self._room(key) for key in {*self._chains, *self._failing.targets}}
-        limit = min(BATCH, free * CHAIN, sum(room.values()) + STRANGERS)
-        left = Counter(plugin for plugin, _ in self._left)
+        room = self._shares.room(self._chains)
+        after = self._place.begin()
         in_hand = set(self.in_hand)
-        default_room = self._settings.per_target_in_flight * CHAIN
+        now = self._leases.now()
         claimed = self._store.claim_deliveries(
             self._owner,
-            limit,
-            self._settings.lease_seconds,
+            min(BATCH, free * CHAIN, sum(room.values()) + STRANGERS),
+            self._leases.seconds,
             room=room,
-            default_room=default_room,
-            without=[plugin for plugin, count in left.items() if count >= MOST_LEFT],
-            after=self._place.begin(),
+            default_room=CHAIN,
+            apart_room=(MOST_PROCESSES - len(self._apart_chains)) * CHAIN,
+            without=self._shares.without(Counter(plugin for plugin, _ in self._left)),
+            after=after,
         )
-        self._place.end(claimed, room, default_room, self._failing.targets)
+        failing = self._health.failing
+        self._place.end(claimed, room, CHAIN, failing)
+        if after is None:
+            given = {delivery.key for delivery in claimed}
+            self._health.put_behind([key for key in failing if room[key] and key not in given])
         # Its lease had ended, as after a pause of the whole process; now it has a new one.
         claimed = [delivery for delivery in claimed if delivery.id not in in_hand]
-        try:
-            self._begin(claimed)
-        except BaseException:
-            begun = set(self.in_hand)
-            self._untried += [one.id for one in claimed if one.id not in begun]
-            raise
+        self._leases.add([delivery.id for delivery in claimed], now)
+        self._begin(claimed)
         return bool(claimed) or self._place.starving
 
     def _begin(self, claimed: list[Delivery]) -> None:
         if not claimed:
             return
+        # Given back unless a chain has them, whatever goes wrong here.
+        self._unbegun = {delivery.id for delivery in claimed}
+        try:
+            self._begin_chains(claimed)
+        finally:
+            self._untried += self._unbegun
+            self._unbegun = set()
+
+    def _begin_chains(self, claimed: list[Delivery]) -> None:
         jobs = jobs_of(self._store, {delivery.event.job_id for delivery in claimed})
         by_target: dict[Target, list[Delivery]] = defaultdict(list)
+        apart = []
         for delivery in claimed:
-            by_target[delivery.key].append(delivery)
+            if delivery.apart and self._apart:
+                apart.append(delivery)
+            else:
+                by_target[delivery.key].append(delivery)
         for key, deliveries in by_target.items():
-            slots = self._slots(key)
-            for number in range(min(slots, len(deliveries))):
-                chain = Chain(
-                    deliveries[number::slots],
-                    lambda delivery: self._make(delivery, jobs),
-                    self._take,
-                    self.wake,
-                )
-                self._chains.setdefault(key, []).append(chain)
-                if self._stopping:
-                    chain.stop()
-                self._threads.run(chain)
+            running = self._chains.setdefault(key, [])
+            self._run(deliveries, self._shares.chains(key, len(running)), jobs, running)
+        self._run(apart, MOST_PROCESSES - len(self._apart_chains), jobs, self._apart_chains)
+
+    def _run(
+        self,
+        deliveries: list[Delivery],
+        most: int,
+        jobs: Mapping[UUID, Job],
+        running: list[Deliveries],
+    ) -> None:
+        """Begin as many chains, at most, of deliveries."""
+        for number in range(min(most, len(deliveries))):
+            chain = Chain(
+                deliveries[number::most],
+                lambda delivery: self._make(delivery, jobs),
+                self._take,
+                self.wake,
+            )
+            running.append(chain)
+            self._unbegun.difference_update(delivery.id for delivery in chain.items)
+            if self._stopping:
+                chain.stop()
+            self._threads.run(chain)
 
     def _make(self, delivery: Delivery, jobs: Mapping[UUID, Job]) -> AttemptEnd | None:
-        return None if self._leases_ended else self._attempts.make(delivery, jobs)
-
-    def _take(self, delivery: Delivery, end: AttemptEnd | None) -> bool:
-        """Told by a thread; a chain ends with the first that fails."""
-        if end is None:
+        if not self._leases.holds(delivery.id):
             logger.warning(
                 "a delivery is left to others: its lease has ended", extra={"delivery": delivery.id}
             )
+            return None
+        attempts = self._apart if delivery.apart and self._apart else self._attempts
+        return attempts.make(delivery, jobs)
+
+    def _take(self, _: Delivery, end: AttemptEnd | None) -> bool:
+        """Told by a thread; a chain ends with the first that fails."""
+        if end is None:
             return False
         self._news.put(end)
         return end.state is DeliveryState.DELIVERED
-
-    def _slots(self, key: Target) -> int:
-        """How many more chains a target may have; one that fails is tried by one alone."""
-        most = 1 if key in self._failing.targets else self._settings.per_target_in_flight
-        return max(0, most - len(self._chains.get(key, ())))
-
-    def _room(self, key: Target) -> int:
-        return self._slots(key) * (1 if key in self._failing.targets else CHAIN)

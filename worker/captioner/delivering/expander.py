@@ -141,7 +141,7 @@ class Expander:
             with job_context(event.job_id):
                 try:
                     return ask_targets(self._plugins, name, event, job, self._store)
-                except (Exception, SystemExit) as error:  # noqa: BLE001  # a plugin's, of any kind
+                except BaseException as error:  # noqa: BLE001  # a plugin's, of any kind
                     self._plugins.errors.report(name, HOOK, error)
                     return error
 

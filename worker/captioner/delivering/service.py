@@ -12,7 +12,7 @@ from captioner.delivering.dispatcher import Dispatcher
 from captioner.delivering.expander import Expander
 from captioner.errors import CaptionerError
 from captioner.plugins import Plugins
-from captioner.settings import EventSettings
+from captioner.settings import EventSettings, Settings
 from captioner.stats import WorkerStats
 from captioner.store import Store
 
@@ -27,13 +27,30 @@ logger = logging.getLogger(__name__)
 class DeliveryService:
     """Expands events and makes deliveries until it is stopped. Thread-safe."""
 
-    def __init__(self, store: Store, plugins: Plugins, owner: str, settings: EventSettings) -> None:
-        """Start nothing yet; `owner` is this worker's id in `store`."""
+    def __init__(
+        self,
+        store: Store,
+        plugins: Plugins,
+        owner: str,
+        settings: EventSettings,
+        *,
+        processes: Settings | None = None,
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            store: the database.
+            plugins: of this process.
+            owner: this worker's id in `store`.
+            settings: how events are delivered.
+            processes: of the processes for deliveries whose worker was lost; None: these are made
+                in this one, too.
+        """
         self._store = store
         self._owner = owner
         self._poll_seconds = settings.poll_seconds
         self._expander = Expander(store, plugins, owner, settings)
-        self._dispatcher = Dispatcher(store, plugins, owner, settings)
+        self._dispatcher = Dispatcher(store, plugins, owner, settings, processes)
         self._stopping = threading.Event()
         self._look = threading.Event()
         self._threads = [

@@ -46,7 +46,8 @@ class Deliveries:
         *,
         room: Mapping[Target, int] | None = None,
         default_room: int = 1,
-        without: Collection[str] = (),
+        apart_room: int = 1,
+        without: Mapping[str, Collection[str | None]] | None = None,
         after: Position | None = None,
         now: datetime | None = None,
     ) -> list[Delivery]:
@@ -58,7 +59,8 @@ class Deliveries:
             lease_seconds: others may have them after so long.
             room: how many of which target; those with none are passed over, however many wait.
             default_room: how many of each target that is not in `room`.
-            without: plugins to leave out.
+            apart_room: how many of those that a worker was lost with.
+            without: plugins to leave out, each but for these targets.
             after: begin there, and not at the first of all that are due.
             now: the time to work with.
 
@@ -74,7 +76,8 @@ class Deliveries:
                 moment + timedelta(seconds=lease_seconds),
                 room or {},
                 default_room,
-                without,
+                apart_room,
+                without or {},
                 after,
                 moment,
             )
@@ -102,12 +105,17 @@ class Deliveries:
         lease_seconds: float,
         *,
         now: datetime | None = None,
-    ) -> None:
-        """Keep deliveries that the owner still has in hand."""
-        if ids:
-            expires_at = or_now(now) + timedelta(seconds=lease_seconds)
-            with self._database.statement() as connection:
-                delivery_claims.renew_leases(connection, owner, ids, expires_at)
+    ) -> set[int]:
+        """Keep deliveries that the owner still has in hand.
+
+        Returns:
+            The ids of those that are the owner's still; others have had the rest.
+        """
+        if not ids:
+            return set()
+        expires_at = or_now(now) + timedelta(seconds=lease_seconds)
+        with self._database.statement() as connection:
+            return delivery_claims.renew_leases(connection, owner, ids, expires_at)
 
     def release_leases(self, owner: str, ids: Collection[int]) -> None:
         """Give back deliveries that the owner has not tried."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -11,8 +12,10 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    and_,
     bindparam,
     delete,
+    exists,
     func,
     insert,
     literal,
@@ -22,6 +25,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.orm import aliased
 
 from captioner.deliveries import AttemptEnd, Delivery, Position, Target
 from captioner.events import DeliveryState
@@ -48,6 +52,7 @@ DELIVERY_COLUMNS = (
     DeliveryRow.last_error,
     DeliveryRow.created_at,
     DeliveryRow.finished_at,
+    DeliveryRow.apart,
     *EVENT_COLUMNS,
 )
 _FREE = {"lease_owner": None, "lease_expires_at": None}
@@ -67,6 +72,7 @@ def delivery_from_row(row: Row[Any]) -> Delivery:
         last_error=row.last_error,
         created_at=row.created_at,
         finished_at=row.finished_at,
+        apart=row.apart,
     )
 
 
@@ -82,19 +88,21 @@ def claim_deliveries(
     expires_at: datetime,
     room: Mapping[Target, int],
     default_room: int,
-    without: Collection[str],
+    apart_room: int,
+    without: Mapping[str, Collection[str | None]],
     after: Position | None,
     now: datetime,
 ) -> list[Delivery]:
     """Lease deliveries that are due, the longest due first; see `Store.claim_deliveries`."""
     due = (
-        select(*DELIVERY_COLUMNS)
+        select(*DELIVERY_COLUMNS, DeliveryRow.lease_owner, _deadly().label("deadly"))
         .join(EventRow, EventRow.id == DeliveryRow.event_id)
         .where(
             delivery_in_state(DeliveryState.PENDING),
             DeliveryRow.due_at <= now,
             *_allowed([key for key, free in room.items() if free < 1], without),
             *_from(after),
+            *(_in_this_process(owner) if apart_room < 1 else ()),
             unleased(now),
         )
         .order_by(DeliveryRow.due_at, DeliveryRow.id)
@@ -105,21 +113,35 @@ def claim_deliveries(
         # Without statistics of a table that grows so fast, all that is due would be read and sorted
         # for each claim, instead of the first few in the order of the index.
         connection.execute(text("SET LOCAL enable_bitmapscan = off"))
+    rows = connection.execute(due).all()
+    lost = {row.id for row in rows if row.lease_owner not in (None, owner)}  # nobody gave it back
+    deadly = {(row.plugin, row.target) for row in rows if row.deadly or row.id in lost}
     taken: Counter[Target] = Counter()
     chosen = []
-    for row in connection.execute(due):
+    for row in rows:
         delivery = delivery_from_row(row)
-        if taken[delivery.key] < room.get(delivery.key, default_room):
-            taken[delivery.key] += 1
-            chosen.append(delivery)
+        delivery = replace(delivery, apart=delivery.apart or delivery.key in deadly)
+        if taken[delivery.key] >= room.get(delivery.key, default_room):
+            continue
+        if delivery.apart and apart_room < 1:
+            continue
+        apart_room -= delivery.apart
+        taken[delivery.key] += 1
+        chosen.append(delivery)
     if chosen:
         ids = [delivery.id for delivery in chosen]
         lease = update(DeliveryRow).where(among_numbers(connection, DeliveryRow.id, ids))
         connection.execute(lease.values(lease_owner=owner, lease_expires_at=expires_at))
+    if lost:
+        # Those that are not chosen, too: all must know of them.
+        apart = update(DeliveryRow).where(among_numbers(connection, DeliveryRow.id, lost))
+        connection.execute(apart.values(apart=True))
     return chosen
 
 
-def _allowed(full: Sequence[Target], without: Collection[str]) -> list[ColumnElement[bool]]:
+def _allowed(
+    full: Sequence[Target], without: Mapping[str, Collection[str | None]]
+) -> list[ColumnElement[bool]]:
     """Conditions that the index of pending deliveries answers alone, however many it passes over.
 
     In SQL `NULL NOT IN (…)` is never true; no plugin may call a target by an empty text.
@@ -128,9 +150,26 @@ def _allowed(full: Sequence[Target], without: Collection[str]) -> list[ColumnEle
     if full:
         key = tuple_(DeliveryRow.plugin, func.coalesce(DeliveryRow.target, ""))
         conditions.append(key.not_in([(plugin, target or "") for plugin, target in full]))
-    if without:
-        conditions.append(DeliveryRow.plugin.not_in(without))
+    for plugin, but in without.items():
+        others = DeliveryRow.plugin != plugin
+        kept = [target or "" for target in but]
+        named = func.coalesce(DeliveryRow.target, "").in_(kept)
+        conditions.append(or_(others, named) if kept else others)
     return conditions
+
+
+def _in_this_process(owner: str) -> list[ColumnElement[bool]]:
+    """No worker was lost with it, nor with another to its target that is not made yet."""
+    given_back = or_(DeliveryRow.lease_owner.is_(None), DeliveryRow.lease_owner == owner)
+    return [DeliveryRow.apart.is_(False), given_back, ~_deadly()]
+
+
+def _deadly() -> ColumnElement[bool]:
+    """A worker was lost with one to the same target: one look into an index of few rows."""
+    other = aliased(DeliveryRow)
+    same = exists().where(other.apart, other.plugin == DeliveryRow.plugin)
+    both_ask = and_(DeliveryRow.target.is_(None), other.target.is_(None))
+    return or_(same.where(other.target == DeliveryRow.target), same.where(both_ask))
 
 
 def _from(after: Position | None) -> list[ColumnElement[bool]]:
@@ -143,10 +182,11 @@ def _from(after: Position | None) -> list[ColumnElement[bool]]:
 
 def renew_leases(
     connection: Connection, owner: str, ids: Collection[int], expires_at: datetime
-) -> None:
-    """Keep what the owner still has in hand."""
+) -> set[int]:
+    """Keep what the owner still has in hand; the ids of what is not another's by now."""
     statement = update(DeliveryRow).where(*_held(connection, owner, ids))
-    connection.execute(statement.values(lease_expires_at=expires_at))
+    renewed = statement.values(lease_expires_at=expires_at).returning(DeliveryRow.id)
+    return set(connection.scalars(renewed))
 
 
 def release_leases(connection: Connection, owner: str, ids: Collection[int]) -> None:
@@ -218,6 +258,7 @@ def _write(connection: Connection, ends: Sequence[AttemptEnd], now: datetime) ->
             due_at=bindparam("new_due_at"),
             last_status=bindparam("status"),
             last_error=bindparam("error"),
+            apart=bindparam("made_apart"),
             finished_at=bindparam("ended_at"),
             **_FREE,
         ),
@@ -228,6 +269,7 @@ def _write(connection: Connection, ends: Sequence[AttemptEnd], now: datetime) ->
                 "new_due_at": end.due_at,
                 "status": end.status,
                 "error": end.error and clean_message(end.error),
+                "made_apart": end.apart,
                 "ended_at": None if end.state is DeliveryState.PENDING else now,
             }
             for end in ends

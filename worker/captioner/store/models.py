@@ -21,6 +21,7 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
+    false,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -190,6 +191,8 @@ class DeliveryRow(Base):
     #: Who tries it, and until when nobody else may.
     lease_owner: Mapped[str | None] = mapped_column(String(MAX_OWNER_CHARACTERS))
     lease_expires_at: Mapped[datetime | None]
+    #: The last process that tried it was lost with it: to be tried in one of its own.
+    apart: Mapped[bool] = mapped_column(server_default=false())
     last_status: Mapped[int | None]
     last_error: Mapped[str | None]
     created_at: Mapped[datetime]
@@ -347,6 +350,10 @@ _partial(
     DeliveryRow.plugin,
     DeliveryRow.target,
     where=delivery_in_state(DeliveryState.PENDING),
+)
+# Targets that a worker was lost with.
+_partial(
+    "ix_deliveries_apart", DeliveryRow.plugin, DeliveryRow.target, where=and_(DeliveryRow.apart)
 )
 # One state newest first.
 Index("ix_deliveries_state_id", DeliveryRow.state, DeliveryRow.id)
