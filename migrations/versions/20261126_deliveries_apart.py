@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision: str = "e41d7a90c63f"
-down_revision: str | None = "c2a97e5d4b18"
+down_revision: str | None = "b58c0f3a7d21"
 branch_labels: str | None = None
 depends_on: str | None = None
 
