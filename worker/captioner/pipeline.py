@@ -310,9 +310,7 @@ class Captioning:
         seen, future = self._waiting[0]
         with self._watch.timed("engine"):
             captions = tuple(self._watch.result(future))
-        if seen is None:
-            self._joint = self._joint_frames and self._joint_frames.told(captions)
-        else:
+        if seen:
             frame = FrameCaptions(
                 time_seconds=seen.time_seconds,
                 captions=captions,
@@ -321,6 +319,8 @@ class Captioning:
             self._done.append(frame)
             if self._log and self._logged:
                 self._log.add(frame, seen.expected_frames)
+        elif self._joint_frames:
+            self._joint = self._joint_frames.told(captions)
         self._waiting.popleft()
 
 
