@@ -135,7 +135,7 @@ def test_an_events_worker_is_killed_in_the_middle_of_deliveries(house: House, st
     assert len(recorded(house.folder)) == 15
     held.unlink()
     with events_worker(house) as second:
-        wait_until(lambda: states(store) == {DeliveryState.DELIVERED: 300}, 60)
+        wait_until(lambda: states(store) == {DeliveryState.DELIVERED: 300}, 120)
         assert second.stop() == 0
     begun = check(store, house, events, "kill -9 of the events worker")
     # Twice at most: those that were being made.
@@ -154,7 +154,7 @@ def test_events_workers_are_killed_again_and_again(house: House, store: Store) -
         lost = len(recorded(house.folder, "begin")) - len(recorded(house.folder))
         assert lost > begun - ended, "it was not in the middle of any"
     with events_worker(house, **settings):
-        wait_until(lambda: states(store) == {DeliveryState.DELIVERED: 180}, 60)
+        wait_until(lambda: states(store) == {DeliveryState.DELIVERED: 180}, 120)
     assert check(store, house, events, "four kills of events workers").total() >= 180 + 4
 
 
@@ -164,7 +164,7 @@ def test_an_events_worker_sleeps_longer_than_its_leases(house: House, store: Sto
         put_to_sleep(sleeper, house)
         held.unlink()
         with events_worker(house) as other:
-            wait_until(lambda: states(store) == {DeliveryState.DELIVERED: 150}, 60)
+            wait_until(lambda: states(store) == {DeliveryState.DELIVERED: 150}, 120)
             sleeper.process.send_signal(signal.SIGCONT)
             # Awake it ends what it was at, and may not record that.
             wait_until(lambda: len(recorded(house.folder)) >= 150 + 12)
@@ -235,5 +235,5 @@ def test_sigterm_under_load_leaves_nothing_leased(house: House, store: Store) ->
     pending = states(store)[DeliveryState.PENDING]
     assert len(store.claim_deliveries("next", 1000, 0.001, default_room=1000)) == pending
     with events_worker(house):
-        wait_until(lambda: states(store) == {DeliveryState.DELIVERED: 300}, 60)
+        wait_until(lambda: states(store) == {DeliveryState.DELIVERED: 300}, 120)
     assert max(check(store, house, events, "SIGTERM of the events worker").values()) == 1

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from asyncio import CancelledError
 from collections import Counter
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -86,6 +90,16 @@ def once_well(does: Callable[[Event], object]) -> Callable[[Event], object]:
     return call
 
 
+class UntellableError(Exception):
+    """Nobody can say what it says."""
+
+    def __str__(self) -> str:
+        raise OSError("no text")
+
+    def __repr__(self) -> str:
+        return "UntellableError()"
+
+
 def states(store: Store, **where: Any) -> Counter[str]:
     return Counter(one.state.value for one in store.list_deliveries(limit=100_000, **where))
 
@@ -154,7 +168,7 @@ def test_two_workers_make_each_delivery_once(database_url: str) -> None:
 # Failures
 
 
-def fails(times: int, error: Exception) -> Any:
+def fails(times: int, error: BaseException) -> Any:
     calls = Counter[int]()
 
     def call(event: Any) -> None:
@@ -232,9 +246,78 @@ def test_what_is_no_receipt_is_no_delivery(store: Store, given: object) -> None:
     assert delivery.last_error == f"TypeError: gave {type(given).__name__} instead of a Receipt"
 
 
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (Receipt(status="200"), "TypeError: gave str as status, not a whole number"),
+        (Receipt(status=float("nan")), "TypeError: gave float as status, not a whole number"),
+        (Receipt(status=True), "TypeError: gave bool as status, not a whole number"),
+        (Receipt(status=2**31), "ValueError: gave a status of more than 32 bits"),
+        (Receipt(excerpt=b"ok"), "TypeError: gave bytes as excerpt, not a text"),
+        (DeliveryError("no", status="410"), "TypeError: gave str as status, not a whole number"),
+        (DeliveryError("no", excerpt=7), "TypeError: gave int as excerpt, not a text"),
+        (
+            DeliveryError("no", retry_after_seconds="5"),
+            "TypeError: gave str as retry_after_seconds, not a number",
+        ),
+        (DeliveryError(UntellableError()), "OSError: no text"),
+        (UntellableError(), "UntellableError"),
+        (CancelledError("the loop is closed"), "CancelledError: the loop is closed"),
+        (GeneratorExit("over"), "GeneratorExit: over"),
+    ],  # type: ignore[arg-type]  # that they are wrong is what is tested
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_what_the_log_cannot_hold_is_a_failed_attempt_of_that_plugin_alone(
+    store: Store, given: Receipt | BaseException, problem: str
+) -> None:
+    wrong, other = Deliverer("a"), Deliverer("b")
+    wrong.does["a"] = fails(1000, given) if isinstance(given, BaseException) else lambda _: given
+    happen(store, 2)
+    with delivering(store, {"wrong": wrong, "other": other}, delays_seconds=()) as (_, plugins):
+        wait_for(store, {"dead": 2}, plugin="wrong")
+        wait_for(store, {"delivered": 2}, plugin="other")
+        assert plugins.errors.totals() == {("wrong", "deliver_event"): 2}
+    errors = {one.last_error for one in store.list_deliveries(plugin="wrong")}
+    assert len(errors) == 1
+    assert problem in (errors.pop() or "")
+
+
+@pytest.mark.parametrize(
+    ("excerpt", "kept"),
+    [
+        ("a\x00b\ud800", "a\N{REPLACEMENT CHARACTER}b?"),
+        ("é" * 10_000_000, "é" * 1024),
+        (None, ""),
+    ],
+    ids=["unstorable", "huge", "none"],
+)
+def test_an_answer_that_can_be_kept_is_a_delivery(store: Store, excerpt: Any, kept: str) -> None:
+    plugin = Deliverer("a", "b")
+    plugin.does["a"] = lambda _: Receipt(status=HTTPStatus.ACCEPTED, excerpt=excerpt)
+    plugin.does["b"] = fails(
+        100,
+        DeliveryError(
+            "a\x00b\ud800",
+            status=HTTPStatus.GONE,
+            excerpt=excerpt,
+            retry_after_seconds=float("nan"),
+        ),
+    )
+    happen(store, 1)
+    with delivering(store, {"p": plugin}, delays_seconds=(0.0,)):
+        wait_for(store, {"delivered": 1, "dead": 1})
+    for delivery in store.list_deliveries():
+        attempts = store.get_delivery(delivery.id)[1]
+        assert {one.excerpt for one in attempts} == {kept}
+        status, error = {"a": (202, None), "b": (410, "a\N{REPLACEMENT CHARACTER}b?")}[
+            delivery.target or ""
+        ]
+        assert {(one.status, one.error) for one in attempts} == {(status, error)}
+
+
 def test_a_plugin_that_ends_the_process_does_not(store: Store) -> None:
     plugin = Deliverer("a")
-    plugin.does["a"] = fails(1, SystemExit(3))  # type: ignore[arg-type]  # what sys.exit raises
+    plugin.does["a"] = fails(1, SystemExit(3))  # what sys.exit raises
     happen(store, 1)
     with delivering(store, {"p": plugin}):
         wait_for(store, {"delivered": 1})
@@ -344,6 +427,67 @@ def test_a_hanging_delivery_fails_and_holds_up_no_other(
         gate.open()
         wait_for(store, {"delivered": 80})
     assert "plugin 'p' failed in deliver_event" in caplog.text
+
+
+def test_more_dead_targets_than_threads_hold_up_no_other(store: Store, gate: Gate) -> None:
+    dead = [f"dead{number}" for number in range(40)]
+    plugin = Deliverer(*dead, "a", "b", "c", "d")
+    plugin.does |= dict.fromkeys(dead, gate)
+    happen(store, 100)
+    # They do not fail while this runs: nobody knows yet that they are dead.
+    with delivering(store, {"p": plugin}, threads=32, attempt_timeout_seconds=600):
+        wait_until(lambda: Counter(target for target, _ in plugin.delivered) == dict(LIVING), 60)
+        assert gate.held == 40
+        gate.open()
+
+
+HANGS = ("p", "deliver_event")
+LIVING = {"a": 100, "b": 100, "c": 100, "d": 100}
+
+
+def test_targets_that_keep_failing_after_a_while_hold_up_no_other(store: Store) -> None:
+    dead = [f"dead{number}" for number in range(40)]
+    plugin = Deliverer(*dead, "a", "b", "c", "d")
+    over = threading.Event()
+    tried: set[str] = set()
+
+    def time_out(target: str) -> Callable[[Event], None]:
+        def call(_: Event) -> None:
+            tried.add(target)
+            over.wait(0.5)
+            raise DeliveryError("no answer")
+
+        return call
+
+    plugin.does |= {target: time_out(target) for target in dead}
+    happen(store, 50)
+    with delivering(store, {"p": plugin}, threads=8):
+        wait_until(lambda: tried == set(dead))
+        happen(store, 100)
+        started = time.monotonic()
+        wanted = dict.fromkeys("abcd", 150)
+        wait_until(lambda: Counter(target for target, _ in plugin.delivered) == wanted, 60)
+        # The dead would have kept the eight threads for 6000 times half a second.
+        assert time.monotonic() - started < 60
+        assert sum(plugin.in_flight[target] for target in dead) <= 4 + 1
+        over.set()
+
+
+def test_a_plugin_that_hangs_for_some_still_serves_the_targets_that_are_well(
+    store: Store, gate: Gate
+) -> None:
+    hung = [f"hung{number}" for number in range(12)]
+    plugin = Deliverer("a")
+    happen(store, 5)
+    with delivering(store, {"p": plugin}, attempt_timeout_seconds=0.2) as (_, plugins):
+        wait_for(store, {"delivered": 5})
+        plugin.targets = (*hung, "a")
+        plugin.does |= dict.fromkeys(hung, gate)
+        happen(store, 50)
+        wait_until(lambda: plugins.errors.totals().get(HANGS, 0) >= shares.MOST_LEFT)
+        happen(store, 50)
+        wait_for(store, {"delivered": 105}, target="a")
+        gate.open()
 
 
 def test_what_a_hanging_delivery_answers_later_is_not_taken(store: Store, gate: Gate) -> None:
@@ -486,6 +630,36 @@ def test_a_stop_finishes_what_runs_and_gives_back_the_rest(store: Store, gate: G
     assert store.try_acquire(expander.LEASE, "next", timedelta(seconds=1))
 
 
+def test_what_ends_while_the_dispatcher_stops_is_recorded(
+    store: Store, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = Deliverer("a")
+    plugin.does["a"] = gate
+    happen(store, 1)
+    with delivering(store, {"p": plugin}) as (running, _):
+        wait_until(lambda: gate.held == 1)
+        dispatcher = running._dispatcher
+        real, (chain,) = dispatcher._news, dispatcher._all()
+
+        class News:
+            """Has something to tell just when nothing more was expected."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(real, name)
+
+            def get_nowait(self) -> Any:
+                try:
+                    return real.get_nowait()
+                except Empty:
+                    if dispatcher._stopping:
+                        gate.open()
+                        wait_until(lambda: chain.returned)
+                    raise
+
+        monkeypatch.setattr(dispatcher, "_news", News())
+    assert states(store) == {"delivered": 1}
+
+
 def test_a_stop_waits_only_so_long(
     store: Store, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -522,6 +696,29 @@ def test_leases_are_renewed_while_a_delivery_takes_its_time(store: Store, gate: 
             assert len(taken) <= 2, "more than a chain was waiting"
         gate.open()
         wait_until(lambda: states(store)["delivered"] >= 8)
+
+
+def test_what_others_have_taken_is_not_begun_however_long_it_was_in_hand(
+    store: Store, gate: Gate
+) -> None:
+    plugin = Deliverer("a")
+    plugin.does["a"] = once_well(gate)
+    happen(store, 40)
+    with delivering(store, {"p": plugin}, lease_seconds=0.6, poll_seconds=0.1) as (running, _):
+        wait_until(lambda: gate.held == 4)
+        # As if this worker had slept: others take all it has, also what is being made.
+        future = datetime.now(UTC) + timedelta(seconds=3600)
+        taken = {one.id for one in store.claim_deliveries("o", 100, 3600, **EVERYTHING, now=future)}
+        assert len(taken) == 39
+        leases = running._dispatcher._leases
+        wait_until(lambda: not any(leases.holds(one) for one in taken))
+        gate.open()
+        wait_until(lambda: not running._dispatcher._chains)
+    assert gate.held == 4
+    assert states(store) == {"delivered": 1, "pending": 39}
+
+
+EVERYTHING: dict[str, Any] = {"default_room": 100, "apart_room": 100}
 
 
 def test_leases_are_renewed_however_seldom_it_looks_for_more(store: Store, gate: Gate) -> None:

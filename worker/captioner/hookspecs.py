@@ -150,8 +150,9 @@ def deliver_event(event: Event, job: Job, target: str, store: Store) -> Receipt 
     r"""Deliver an event to one target that this plugin named. To return is to have delivered it.
 
     May be called again with the same event and target, even after it was delivered: a worker may
-    die before that is recorded. Called by several threads at once, for one target too; a call that
-    takes longer than `CAPTIONER_EVENTS__ATTEMPT_TIMEOUT_SECONDS` has failed.
+    die before that is recorded. Called by several threads at once, for one target too, and in a
+    process of its own for what a worker was lost with; a call that takes longer than
+    `CAPTIONER_EVENTS__ATTEMPT_TIMEOUT_SECONDS` has failed.
 
     Args:
         event: what happened, as recorded; `event.id` is the same at every attempt.

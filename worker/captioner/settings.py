@@ -269,7 +269,13 @@ class EventSettings(Section):
     poll_seconds: float = Field(
         0.5, gt=0, le=60, description="How often a worker with nothing to deliver looks for more."
     )
-    threads: int = Field(32, ge=1, le=1024, description="Deliveries of a worker at once.")
+    threads: int = Field(
+        32,
+        ge=1,
+        le=1024,
+        description="Deliveries of a worker at once; those that take longer than a second count "
+        "apart, up to four times as many.",
+    )
     per_target_in_flight: int = Field(
         4, ge=1, le=1024, description="Deliveries of a worker to one target at once."
     )

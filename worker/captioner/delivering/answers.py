@@ -51,9 +51,10 @@ def _status(status: object) -> int | None:
         return None
     if not isinstance(status, int) or isinstance(status, bool):
         raise TypeError(f"gave {type(status).__name__} as status, not a whole number")
-    if status not in _STATUSES:
+    number = int(status)  # of an enumeration: a range would look for its member one by one
+    if number not in _STATUSES:
         raise ValueError("gave a status of more than 32 bits")
-    return int(status)
+    return number
 
 
 def _excerpt(excerpt: object) -> str:

@@ -23,10 +23,10 @@ from captioner.logs import configure_logging
 from captioner.plugin_errors import PluginErrorCount, PluginErrors
 from captioner.plugins import load_plugins
 from captioner.settings import Settings
-from captioner.store import open_store
+from captioner.store import Store, engine_from_settings
 
-#: At once.
-MOST_PROCESSES = 4
+#: At once. To start one takes seconds of a core, and most deliveries are quick.
+MOST_PROCESSES = 2
 #: It has loaded the plugins by then, and ends when it has had nothing to do for so long.
 START_SECONDS = 60.0
 IDLE_SECONDS = 10.0
@@ -150,7 +150,8 @@ def deliver_apart(connection: Connection[Any, Any], settings: Settings) -> None:
     """The life of such a process: take deliveries from the pipe and send how each ended."""
     configure_logging(settings.log)
     plugins = load_plugins(settings.plugins)
-    with open_store(settings) as store:
+    # Its schema is what the worker has seen it to be.
+    with Store(engine_from_settings(settings)) as store:
         attempts = Attempts(store, plugins, settings.events.delays_seconds)
         connection.send(None)
         while True:

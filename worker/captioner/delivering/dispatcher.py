@@ -84,6 +84,8 @@ class Dispatcher:
         self._shares = Shares(settings, self._health)
         self._place = Place()
         self._leases = Leases(settings.lease_seconds)
+        #: From the claim until it is recorded or given back: a thread may have ended it long since.
+        self._in_hand: set[int] = set()
         #: To be recorded, and to be given back.
         self._ended: list[AttemptEnd] = []
         self._untried: list[int] = []
@@ -97,9 +99,7 @@ class Dispatcher:
     @property
     def in_hand(self) -> list[int]:
         """Leased to this worker and not recorded, by id."""
-        chained = [delivery.id for chain in self._all() for delivery in chain.items]
-        ended = [end.delivery.id for end in list(self._ended)]
-        return [*chained, *ended, *self._untried, *self._unbegun]
+        return list(self._in_hand)
 
     def wake(self) -> None:
         """Have `step` look for deliveries at once."""
@@ -203,8 +203,10 @@ class Dispatcher:
         """Record, give back, and keep the leases of the rest."""
         recorded = self._store.record_attempts(self._owner, self._ended)
         self._count([end for end in self._ended if end.delivery.id in recorded])
+        self._in_hand.difference_update(end.delivery.id for end in self._ended)
         self._ended = []
         self._store.release_leases(self._owner, self._untried)
+        self._in_hand.difference_update(self._untried)
         self._untried = []
         if self._leases.to_be_renewed:
             now = self._leases.now()
@@ -231,7 +233,6 @@ class Dispatcher:
             return False
         room = self._shares.room(self._chains)
         after = self._place.begin()
-        in_hand = set(self.in_hand)
         now = self._leases.now()
         claimed = self._store.claim_deliveries(
             self._owner,
@@ -249,8 +250,10 @@ class Dispatcher:
             given = {delivery.key for delivery in claimed}
             self._health.put_behind([key for key in failing if room[key] and key not in given])
         # Its lease had ended, as after a pause of the whole process; now it has a new one.
-        claimed = [delivery for delivery in claimed if delivery.id not in in_hand]
-        self._leases.add([delivery.id for delivery in claimed], now)
+        claimed = [delivery for delivery in claimed if delivery.id not in self._in_hand]
+        ids = [delivery.id for delivery in claimed]
+        self._in_hand.update(ids)
+        self._leases.add(ids, now)
         self._begin(claimed)
         return bool(claimed) or self._place.starving
 
