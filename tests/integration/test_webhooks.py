@@ -8,6 +8,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -176,15 +178,28 @@ def test_jobs_receivers_are_told_of_their_own_jobs_alone(store: Store, settings:
     assert all(one.verified_by(secrets[one.path]) for one in receiver.received)
 
 
-def test_retry_after_is_waited_for(store: Store, settings: Settings) -> None:
-    with Receiver(in_turn(Answer(429, (("Retry-After", "3600"),)))) as receiver:
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [
+        (lambda: "3600", 3_600),
+        (lambda: format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True), 7_200),
+        (lambda: "999999999", 86_400),
+        (lambda: "Fri, 31 Dec 9999 23:59:59 GMT", 86_400),
+    ],
+    ids=["seconds", "date", "many-seconds", "far-date"],
+)
+def test_retry_after_is_waited_for_but_no_longer_than_a_day(
+    store: Store, settings: Settings, asked: Callable[[], str], seconds: float
+) -> None:
+    with Receiver(in_turn(Answer(429, (("Retry-After", asked()),)))) as receiver:
         add_endpoint(store, settings, receiver.url)
         end(store, 1)
         with delivering(store, settings):
             wait_until(lambda: any(one.attempts for one in store.list_deliveries()))
             (delivery,) = store.list_deliveries()
     assert delivery.state is DeliveryState.PENDING
-    assert 3590 < (delivery.due_at - delivery.created_at).total_seconds() < 3700
+    waits = (delivery.due_at - delivery.created_at).total_seconds()
+    assert seconds - 10 < waits < seconds + 60
     assert len(receiver.received) == 1
 
 

@@ -236,7 +236,7 @@ def test_each_receiver_of_jobs_has_a_secret_of_its_own(store: Store, settings: S
         new = secret_of_receiver(store, settings, url)
         assert signing_secrets(endpoint, settings, url=f"{url}?job=17") == [new, old]
         assert root not in (new, old)
-    for url in ("", "no url", "ftp://a.example/"):
+    for url in ("", "no url", "ftp://a.example/", "https://08.1.1.1/", "https://1.2.3.400/"):
         with pytest.raises(ValueError):
             signing_secrets(endpoint, settings, url=url)
         with pytest.raises(InvalidRequestError):

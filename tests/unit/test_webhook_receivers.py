@@ -6,7 +6,7 @@ import base64
 import hmac
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioner.webhooks.receivers import receiver_of, receiver_origin, receiver_secret
@@ -40,6 +40,19 @@ def test_spellings_of_one_receiver(url: str, receiver: str) -> None:
     assert receiver_of(receiver) == receiver
 
 
+@settings(deadline=None)
+@given(path=st.text(st.sampled_from("/.%2eEfF0a~?#;é ")))
+def test_what_stands_for_a_receiver_stands_for_itself(path: str) -> None:
+    receiver = receiver_of(f"https://cms.example/{path}")
+    assert receiver_of(receiver) == receiver
+
+
+def test_an_encoded_dot_is_another_receiver() -> None:
+    """A server may take it for the folder above, or not."""
+    paths = ["/a/%2e%2e/hook", "/a/../hook", "/a/hook"]
+    assert len({receiver_of(f"https://cms.example{path}") for path in paths}) == 3
+
+
 @pytest.mark.parametrize(
     "url",
     ["", "hook", "/hook", "ftp://a.example/", "file:///hook", "https://", "https:///hook",
@@ -58,6 +71,7 @@ def test_the_secret_can_be_made_again_by_whoever_has_the_root() -> None:
     assert len(secret_key(f"whsec_{expected}")) == 32
 
 
+@settings(deadline=None)
 @given(receivers=st.sets(st.text(), min_size=2))
 def test_no_two_receivers_have_the_same_secret(receivers: set[str]) -> None:
     secrets = {receiver_secret(ROOT, receiver) for receiver in receivers}

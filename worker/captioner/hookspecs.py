@@ -72,7 +72,8 @@ def sample_frames(
     nothing in memory with its other hooks. An iterator is asked for its frames one by one.
 
     Args:
-        media: the source, brought to this machine.
+        media: the source, brought to this machine; `media.open()` opens it, `media.path` may lead
+            elsewhere by now.
         request: what the client asked for.
         image_size: height and width in pixels that every frame must have.
         limits: what the operator allows, such as `limits.max_video_seconds`.

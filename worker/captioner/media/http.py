@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 #: 203 is a 200 that passed through a transforming proxy.
 _SUCCESSES = frozenset({200, 203})
+_UNENCODED = frozenset({b"", b"identity"})
 #: Of the answers from 400 to 499, those that say "later": timeout, too early, too many requests.
 _LATER = frozenset({408, 425, 429})
 
@@ -103,8 +104,8 @@ class _Download:
             headers = {name.lower(): value for name, value in response.headers}
             if response.status in _REDIRECTS:
                 return headers.get(b"location", b"")
-            encodings = [v for name, v in response.headers if name.lower() == b"content-encoding"]
-            announced = self._check_answer(response.status, headers, encodings)
+            announced = self._check_answer(response.status, headers)
+            self._check_encoding(response)
             self._store(response, announced)
         return None
 
@@ -116,22 +117,23 @@ class _Download:
         except ValueError:
             self._fail("redirected to a URL that cannot be understood")
 
-    def _check_answer(
-        self, status: int, headers: dict[bytes, bytes], encodings: list[bytes]
-    ) -> int:
+    def _check_answer(self, status: int, headers: dict[bytes, bytes]) -> int:
         """How many bytes it announces; 0 when it does not say."""
         if status not in _SUCCESSES:
             self._fail(
                 f"answered with HTTP status {status}", retryable=status >= 500 or status in _LATER
             )
-        # Not decoded, on purpose: one gzip block can be a thousand times its size.
-        if any(one.strip().lower() not in (b"", b"identity") for one in encodings):
-            self._fail("answered with a Content-Encoding although none was asked for")
         length = headers.get(b"content-length", b"")
         announced = int(length) if length.isdigit() else 0
         if announced > largest_bytes(self._limits):
             check_size(self._name, announced, head=b"", limits=self._limits)
         return announced
+
+    def _check_encoding(self, response: httpcore.Response) -> None:
+        """Nothing is decoded, on purpose: one gzip block can be a thousand times its size."""
+        for name, value in response.headers:
+            if name.lower() == b"content-encoding" and value.strip().lower() not in _UNENCODED:
+                self._fail("answered with a Content-Encoding although none was asked for")
 
     def _store(self, response: httpcore.Response, announced: int) -> None:
         expect_body(response, largest_bytes(self._limits))

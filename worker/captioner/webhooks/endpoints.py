@@ -177,6 +177,10 @@ def secret_of_receiver(store: Store, settings: Settings, url: str) -> str:
         SettingsError: there is no usable key.
     """
     check_webhook_url(url)
+    try:
+        receiver_of(url)
+    except ValueError:
+        raise InvalidRequestError("the URL has no valid host") from None
     return signing_secrets(jobs_endpoint(store, settings), settings, url=url)[0]
 
 

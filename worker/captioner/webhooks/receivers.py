@@ -14,9 +14,10 @@ from captioner.webhooks.secrets import PREFIX, secret_key
 
 #: Makes these secrets others than those of anything else that may be derived from the same one.
 _PURPOSE = b"captioner webhook_url\0"
-#: What may stand in a URL as it is: percent-encoded it means the same (RFC 3986).
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
-_UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")
+#: What may stand in a URL as it is: percent-encoded it means the same (RFC 3986). Not the dot, of
+#: which some servers hold the one for a name and the other for the folder above.
+_UNRESERVED = re.compile(r"[A-Za-z0-9_~-]")
 
 
 def receiver_origin(url: str) -> str:
