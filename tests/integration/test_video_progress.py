@@ -35,7 +35,7 @@ from captioner.testing import load_faulty_model
 def provide_captioner(settings):
     return load_faulty_model(32, seconds_per_batch=0.5, notes=Path(os.environ["NOTES"]))
 """
-FRAMES = 60
+FRAMES = 80
 
 
 @pytest.fixture(scope="module")

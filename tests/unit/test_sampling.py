@@ -398,13 +398,14 @@ VIDEO = CaptionRequest(source=Source("/x"), lane=Lane.VIDEO)
 class Unwanted:
     """A look around that says, at the second time, that nobody waits any more."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: Exception | None = None) -> None:
         self.looks = 0
+        self.error = error or CanceledError("enough")
 
     def __call__(self) -> None:
         self.looks += 1
         if self.looks == 2:
-            raise CanceledError("enough")
+            raise self.error
 
 
 def test_who_waits_for_a_video_looks_around_and_may_leave(
@@ -417,6 +418,14 @@ def test_who_waits_for_a_video_looks_around_and_may_leave(
     assert look.looks == 2
     assert process_state(int(file.path.with_suffix(".pid").read_text())) == "gone"
     assert sampler._slots.acquire(Lane.VIDEO, 0)
+
+
+def test_what_a_look_around_raises_is_no_fault_of_the_decoder(
+    tmp_path: Path, open_sampler: Open
+) -> None:
+    look = Unwanted(TimeoutError("of the engine"))
+    with pytest.raises(TimeoutError, match="of the engine"):
+        list(open_sampler().sample(media(tmp_path, "hang-1.mp4"), VIDEO, SIZE, look=look))
 
 
 def test_a_video_that_hangs_fails_although_somebody_looks_around(

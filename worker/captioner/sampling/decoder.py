@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
 
 from captioner.children import Child
 from captioner.domain import CaptionRequest, Frame, Lane, Media
@@ -16,6 +17,8 @@ from captioner.media.slots import LOOK_SECONDS
 from captioner.sampling.process import run_decoder
 from captioner.sampling.wire import Ready, max_bytes, unpack
 from captioner.settings import LogSettings, MediaSettings, PluginSettings
+
+Result = TypeVar("Result")
 
 #: Longest time in seconds that a decoder may take to load its plugins.
 START_SECONDS = 60.0
@@ -70,18 +73,16 @@ class Decoder:
         self._free = False
         # A picture takes a moment, and to look whether its answer is there takes some of it.
         patient = request.lane is not Lane.VIDEO
-        try:
-            self._child.connection.send((media, request, image_size, done_seconds))
-            while True:
-                if look and not patient:
-                    self._wait(look)
-                message = self._receive(image_size)
-                if not isinstance(message, Frame):
-                    break
-                yield message
-                patient = patient and message.time_seconds is None
-        except (EOFError, OSError, ValueError) as error:
-            raise self._failure(media, error) from error
+        work = (media, request, image_size, done_seconds)
+        self._blamed(media, lambda: self._child.connection.send(work))
+        while True:
+            if look and not patient:
+                self._wait(media, look)
+            message = self._blamed(media, lambda: self._receive(image_size))
+            if isinstance(message, Ready):
+                break
+            yield message
+            patient = patient and message.time_seconds is None
         if message.error:
             raise message.error
 
@@ -90,13 +91,20 @@ class Decoder:
         self._free = False
         self._child.kill()
 
-    def _wait(self, look: Callable[[], None]) -> None:
+    def _wait(self, media: Media, look: Callable[[], None]) -> None:
         """Until there is an answer, with a look around now and then; what that raises ends it."""
         give_up = time.monotonic() + self._timeout_seconds
         while not self._child.connection.poll(LOOK_SECONDS):
             look()
             if time.monotonic() > give_up:
-                raise BlockingIOError
+                raise self._failure(media, BlockingIOError())
+
+    def _blamed(self, media: Media, work: Callable[[], Result]) -> Result:
+        """Do what the pipe is needed for; that it breaks is the decoder's fault."""
+        try:
+            return work()
+        except (EOFError, OSError, ValueError) as error:
+            raise self._failure(media, error) from error
 
     def _receive(self, image_size: int) -> Frame | Ready:
         message = unpack(self._child.connection.recv_bytes(max_bytes(image_size)), image_size)
