@@ -33,7 +33,7 @@ def store(database_url: str, house: House) -> Iterator[Store]:
 
 
 @contextmanager
-def events_worker(house: House, *, ready: bool = True, **settings: str) -> Iterator[Worker]:
+def events_worker(house: House, ready: bool = True, /, **settings: str) -> Iterator[Worker]:
     env = {
         **house.env,
         "CAPTIONER_WORKER__QUEUES": "events",
@@ -203,9 +203,9 @@ def test_deliveries_that_end_or_stop_their_process_are_given_up(house: House, st
         "CAPTIONER_WORKER__HEARTBEAT_SECONDS": "0.2",
     }
     assert happen(store, 20) >= {1, 2, 3}
-    with events_worker(house, ready=False, **settings) as victim:
+    with events_worker(house, False, **settings) as victim:
         assert victim.process.wait(60) == 3
-    with events_worker(house, ready=False, **settings) as worker:
+    with events_worker(house, False, **settings) as worker:
         over = {DeliveryState.DELIVERED: 20, DeliveryState.DEAD: 6}
         wait_until(lambda: states(store) == over or worker.process.poll() is not None, 120)
         assert worker.stop() == 0, worker.log

@@ -40,7 +40,7 @@ def fails(known: Health, *keys: Target) -> None:
 
 
 def shares(known: Health, **values: int) -> Shares:
-    return Shares(EventSettings(**values), known)  # type: ignore[arg-type]  # all are numbers
+    return Shares(EventSettings(**values), known)
 
 
 def test_a_failure_and_a_recovery_are_told_once(caplog: pytest.LogCaptureFixture) -> None:

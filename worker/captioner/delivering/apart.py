@@ -18,7 +18,7 @@ from captioner.children import Child
 from captioner.deliveries import AttemptEnd, Delivery
 from captioner.delivering.attempts import Attempts, Started, hook_of
 from captioner.domain import Job
-from captioner.errors import DeliveryError
+from captioner.errors import DeliveryError, describe
 from captioner.logs import configure_logging
 from captioner.plugin_errors import PluginErrorCount, PluginErrors
 from captioner.plugins import load_plugins
@@ -61,7 +61,7 @@ class Apart:
         try:
             child = self._take()
         except (EOFError, OSError) as error:
-            logger.warning("no process to make deliveries in: %s", error or type(error).__name__)
+            logger.warning("no process to make deliveries in: %s", describe(error))
             return None
         started = Started()
         job = jobs.get(delivery.event.job_id)

@@ -73,8 +73,8 @@ class Dispatcher:
         self._attempts = Attempts(store, plugins, settings.delays_seconds)
         self._apart = processes and Apart(processes, plugins.errors, self._attempts)
         self._threads = Threads(settings.threads, "deliver")
-        #: How attempts ended, as the threads tell; None: look what has changed.
-        self._news: SimpleQueue[AttemptEnd | None] = SimpleQueue()
+        #: How attempts ended, as the threads tell, or what was not tried; None: look what changed.
+        self._news: SimpleQueue[AttemptEnd | Delivery | None] = SimpleQueue()
         self._chains: dict[Target, list[Deliveries]] = {}
         #: Of what is made in processes of its own, for whatever target.
         self._apart_chains: list[Deliveries] = []
@@ -161,7 +161,9 @@ class Dispatcher:
         over = {chain for chain in self._all() if chain.returned}
         with contextlib.suppress(Empty):
             while True:
-                if news:
+                if isinstance(news, Delivery):
+                    self._untried.append(news.id)
+                elif news:
                     self._ended.append(news)
                     self._health.note(news)
                 news = self._news.get_nowait()
@@ -312,9 +314,10 @@ class Dispatcher:
         attempts = self._apart if delivery.apart and self._apart else self._attempts
         return attempts.make(delivery, jobs)
 
-    def _take(self, _: Delivery, end: AttemptEnd | None) -> bool:
+    def _take(self, delivery: Delivery, end: AttemptEnd | None) -> bool:
         """Told by a thread; a chain ends with the first that fails."""
         if end is None:
+            self._news.put(delivery)
             return False
         self._news.put(end)
         return end.state is DeliveryState.DELIVERED
