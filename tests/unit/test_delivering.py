@@ -395,6 +395,8 @@ def test_a_target_that_fails_has_one_thread_however_many_it_may_have(store: Stor
     failures: list[int] = []
 
     def slowly(event: Event) -> None:
+        if not failures:
+            wait_until(lambda: plugin.most_in_flight["a"] > 1)
         time.sleep(0.005)
         failures.append(event.id or 0)
         raise DeliveryError("HTTP 500")
