@@ -47,6 +47,15 @@ def success(job: Job) -> Outcome:
     )
 
 
+def succeeded(store: Store, count: int = 1, **values: Any) -> list[Job]:
+    """New jobs that have ended, beside workers that run: they would take back a stranger's."""
+    owner = store.register_worker("test")
+    jobs = claimed(store, count, owner, **values)
+    assert len(store.record([success(job) for job in jobs])) == count
+    store.unregister_worker(owner)
+    return jobs
+
+
 def again(job: Job, **values: Any) -> Requeue:
     return Requeue(job_id=job.id, attempt=job.attempt, **values)
 

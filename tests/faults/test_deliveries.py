@@ -19,7 +19,7 @@ from deliverers import RECORDER, recorded
 from distributions import install
 from faults.house import House
 from processes import Worker, running_worker, wait_until
-from stored import claimed, success
+from stored import succeeded
 
 TARGETS = ("a", "b", "c")
 
@@ -48,7 +48,7 @@ def events_worker(house: House, ready: bool = True, /, **settings: str) -> Itera
 
 
 def happen(store: Store, count: int) -> set[int]:
-    store.record([success(job) for job in claimed(store, count)])
+    succeeded(store, count)
     return set(store.unexpanded(100_000))
 
 
@@ -170,8 +170,10 @@ def test_an_events_worker_sleeps_longer_than_its_leases(house: House, store: Sto
             wait_until(lambda: len(recorded(house.folder)) >= 150 + 12)
             assert other.stop() == 0
         assert sleeper.stop() == 0
-    begun = check(store, house, events, "SIGSTOP of the events worker")
-    assert Counter(begun.values()) == {1: 150 - 12, 2: 12}
+    begun = Counter(check(store, house, events, "SIGSTOP of the events worker").values())
+    # The twelve come twice. A few others may, where leases of 3 s end under load; none comes again.
+    assert set(begun) == {1, 2}
+    assert 12 <= begun[2] < 150 / 3
 
 
 #: A plugin whose target `poison` ends the process that delivers to it, as a crash in C would, and

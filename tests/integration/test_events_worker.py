@@ -20,7 +20,7 @@ from captioner.store.models import WorkerRow
 from deliverers import RECORDER, recorded
 from distributions import install
 from processes import captioner, environment, running_worker, settings_of, wait_until
-from stored import claimed, success
+from stored import succeeded
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def app(env: Mapping[str, str]) -> Iterator[Celery]:
 
 
 def happen(store: Store, count: int) -> None:
-    store.record([success(job) for job in claimed(store, count)])
+    succeeded(store, count)
 
 
 def delivered(store: Store) -> int:
