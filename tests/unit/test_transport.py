@@ -38,6 +38,19 @@ def test_every_way_to_redis_is_guarded(scheme: str, tmp_path: Path) -> None:
     client.close()
 
 
+def test_a_channel_that_outlives_its_connection_has_lost_it(redis_url: str, tmp_path: Path) -> None:
+    """Then Celery connects again; of any other error the worker would end."""
+    options = broker_options(settings(redis_url, tmp_path))
+    connection: Any = Connection(redis_url, transport_options=options)  # type: ignore[no-untyped-call]
+    channel, transport = connection.default_channel, connection.transport
+    with channel.conn_or_acquire() as client:
+        assert client.ping()
+    channel._disconnect_pools()
+    transport.client = None  # as kombu leaves it
+    with pytest.raises(transport.connection_errors), channel.conn_or_acquire():
+        pass
+
+
 def test_the_embedded_transport_is_told_nothing(tmp_path: Path) -> None:
     assert broker_options(Settings(data_dir=tmp_path)) == {}
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kombu.transport import redis
+from redis.exceptions import ConnectionError  # noqa: A004  # which kombu knows as one
 
 from captioner.envelope import MalformedError
 from captioner.message_checks import (
@@ -114,6 +115,9 @@ class GuardedChannel(redis.Channel):
         """
         if asynchronous:
             return super()._create_client(asynchronous=True)
+        if self._pool is None and self.connection.client is None:
+            # kombu would ask it for the host, and Celery end the worker of the AttributeError.
+            raise ConnectionError("the connection was closed before this channel of it")
         if self._pool is None or self._commands is None:
             self._commands = super()._create_client()
         return self._commands
