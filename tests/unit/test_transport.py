@@ -46,9 +46,11 @@ def test_a_channel_that_outlives_its_connection_has_lost_it(redis_url: str, tmp_
     with channel.conn_or_acquire() as client:
         assert client.ping()
     channel._disconnect_pools()
-    transport.client = None  # as kombu leaves it
-    with pytest.raises(transport.connection_errors), channel.conn_or_acquire():
-        pass
+    # As kombu leaves them, one after the other.
+    for gone in (transport, "client"), (channel, "connection"):
+        setattr(*gone, None)
+        with pytest.raises(transport.connection_errors), channel.conn_or_acquire():
+            pass
 
 
 def test_the_embedded_transport_is_told_nothing(tmp_path: Path) -> None:

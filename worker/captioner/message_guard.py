@@ -115,8 +115,9 @@ class GuardedChannel(redis.Channel):
         """
         if asynchronous:
             return super()._create_client(asynchronous=True)
-        if self._pool is None and self.connection.client is None:
-            # kombu would ask it for the host, and Celery end the worker of the AttributeError.
+        if self._pool is None and getattr(self.connection, "client", None) is None:
+            # kombu would ask it for the host; an AttributeError is no lost connection to anybody,
+            # and Celery would end the worker.
             raise ConnectionError("the connection was closed before this channel of it")
         if self._pool is None or self._commands is None:
             self._commands = super()._create_client()
