@@ -118,7 +118,7 @@ class Apart:
         child = Child("delivery", deliver_apart, self._settings)
         try:
             if not child.connection.poll(START_SECONDS):
-                raise TimeoutError(f"it is not ready after {START_SECONDS:g} s")  # noqa: TRY301
+                raise TimeoutError(f"it is not ready after {START_SECONDS:g} s")  # noqa: TRY301 (the child is to be ended, too)
             child.connection.recv()
         except BaseException:
             child.kill()
