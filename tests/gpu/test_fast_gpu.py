@@ -11,7 +11,7 @@ import torch
 
 from captioner.inference import GenerationOptions, load_captioner
 from captioner.inference.cuda_graphs import GraphRunner
-from captioner.inference.decoding import EagerRunner
+from captioner.inference.runners import EagerRunner
 from checkpoints import random_picture, save_tiny_blip
 
 pytestmark = [
@@ -64,7 +64,7 @@ def test_graphs_are_used_and_give_what_the_decoder_gives(
         found = [_tokens(model.generate(_IMAGES, _OPTIONS)) for _ in range(2)]
     assert not caplog.records
     assert any(buffers.recordings for buffers in model._runner._kept.values())
-    model._runner = EagerRunner(model.model.text)
+    model._runner = EagerRunner(model.model)
     assert found == [_tokens(model.generate(_IMAGES, _OPTIONS))] * 2
 
 

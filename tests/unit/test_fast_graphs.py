@@ -18,6 +18,8 @@ from torch import Tensor
 
 from captioner.inference import GenerationOptions, load_captioner
 from captioner.inference import cuda_graphs as graphs
+from captioner.inference.pixels import resize
+from captioner.inference.recordings import Record
 from checkpoints import random_picture, save_tiny_blip
 
 PROMPTS = ("", "a picture of", "the woman ' s dog with a red boat", "a")
@@ -46,10 +48,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_blip(tmp_path_factory.mktemp("tiny"))
 
 
-def load(folder: Path, record: graphs.Record | None = None) -> Any:
+def load(folder: Path, record: Record | None = None, *, encoder: bool = False) -> Any:
     model: Any = load_captioner(str(folder), device="cpu", dtype="float64", backend="fast")
     if record is not None:
-        model._runner = graphs.GraphRunner(model.model.text, record)
+        model._runner = graphs.GraphRunner(model.model, record)
+        model._runner._encoder._works = encoder
     return model
 
 
@@ -80,7 +83,7 @@ def test_recordings_give_the_same_captions(folder: Path, seed: int) -> None:
         options = [mixed_options(rng) for _ in range(size)]
         images = [random_picture(rng.randrange(1000)) for _ in options]
         assert tokens(recorded.generate(images, options)) == tokens(eager.generate(images, options))
-    assert stand_in.replayed > 3 * stand_in.recorded > 0
+    assert stand_in.replayed > 2 * stand_in.recorded > 0
 
 
 def test_a_recording_serves_every_later_batch_of_its_size(folder: Path) -> None:
@@ -93,9 +96,10 @@ def test_a_recording_serves_every_later_batch_of_its_size(folder: Path) -> None:
         assert tokens(model.generate(pictures(8), options)) == tokens(
             load(folder).generate(pictures(8), options)
         )
-    # Eight images, and what was left of them when some had ended.
+    # Steps of eight images and of what was left when some had ended; beginnings with and without
+    # a prompt.
     assert stand_in.recorded <= before + 3
-    assert stand_in.recorded <= 4
+    assert stand_in.recorded <= 6
 
 
 def test_sampling_and_joint_captions(folder: Path) -> None:
@@ -155,7 +159,7 @@ def stale(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
 
 @pytest.mark.parametrize("record", [fails, stale])
 def test_a_recording_that_does_not_work_is_never_tried_again(
-    folder: Path, record: graphs.Record, caplog: pytest.LogCaptureFixture
+    folder: Path, record: Record, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = load(folder, record)
     with caplog.at_level(logging.WARNING):
@@ -173,12 +177,52 @@ def test_too_little_memory_for_buffers_is_no_failure(
     expected, stand_in = load(folder).generate(pictures(5), OPTIONS), StandIn()
     model = load(folder, stand_in)
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(graphs, "_allocate", full)
+        patch.setattr(graphs, "_Buffers", full)
         assert model.generate(pictures(5), OPTIONS) == expected
     assert stand_in.recorded == 0
     assert model.generate(pictures(5), OPTIONS) == expected
     assert stand_in.recorded > 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 9])
+def test_the_encoder_of_few_images_is_recorded(folder: Path, count: int) -> None:
+    stand_in = StandIn()
+    model = load(folder, stand_in, encoder=True)
+    expected = load(folder).generate(pictures(count), OPTIONS)
+    with torch.inference_mode():
+        for _ in range(2):  # the second time on the recording
+            pixels = model.model_input([resize(one, model._pixels.size) for one in pictures(count)])
+            states = model._runner.encode(pixels)
+            before = states.clone()
+            model._runner.encode(pixels * 0)
+            assert torch.equal(states, before)
+            assert torch.equal(states, model.model.vision(pixels))
+    assert stand_in.recorded == (count <= 8)
+    assert model.generate(pictures(count), OPTIONS) == expected
+
+
+@pytest.mark.parametrize("record", [fails, stale])
+def test_an_encoder_that_cannot_be_recorded_encodes(
+    folder: Path, record: Record, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load(folder, record, encoder=True)
+    model._runner._works = False
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            results = model.generate(pictures(3), OPTIONS)
+            assert results == load(folder).generate(pictures(3), OPTIONS)
+    assert [one.msg for one in caplog.records] == ["encoding without CUDA graphs: %s"]
+
+
+def test_prompts_of_many_lengths_share_recordings(folder: Path) -> None:
+    stand_in = StandIn()
+    model, eager = load(folder, stand_in), load(folder)
+    for length in range(1, 8):
+        options = GenerationOptions(prompt="a " * length, max_new_tokens=4, num_beams=3)
+        assert model.generate(pictures(2), options) == eager.generate(pictures(2), options)
+    # The beginning and the steps of two images; and of one, where the other had ended.
+    assert stand_in.recorded <= 3

@@ -37,10 +37,11 @@ def teacher_forced(fast: Any, picture: Any, ids: list[int]) -> torch.Tensor:
     with torch.inference_mode():
         states = fast._encode([resize(picture, fast._pixels.size)])
         decoder, length = fast.model.text, len(ids)
-        cache = decoder.look(states, length)
+        cache = decoder.room(states, length)
+        decoder.look(states, cache)
         mask = torch.full((1, 1, length, length), float("-inf"), dtype=states.dtype).triu(1)
         slots = torch.arange(length)
-        tokens = Tokens(torch.tensor([ids]), slots[None], slots, length, mask)
+        tokens = Tokens(torch.tensor([ids]), slots[None], slots, mask)
         logits: torch.Tensor = decoder.logits(decoder(tokens, cache))[0]
     return logits
 

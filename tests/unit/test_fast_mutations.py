@@ -69,7 +69,7 @@ def raw_pixels(fast: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 def parents_forgotten(fast: Any, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("captioner.inference.decoding.of_parents", lambda values, parents: values)
+    patch.setattr("captioner.inference.captions.of_parents", lambda values, parents: values)
 
 
 MUTATIONS: list[Mutation] = [

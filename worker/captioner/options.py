@@ -15,6 +15,8 @@ from captioner.video_options import VideoOptions
 #: The most new tokens and beams a request may ask for; both bound the memory of one image.
 MAX_NEW_TOKENS = 256
 MAX_BEAMS = 32
+#: A length to a greater power is beyond what a float holds.
+MAX_LENGTH_PENALTY = 100
 #: Far more than any model's positions hold; refused before it is tokenised.
 MAX_PROMPT_CHARACTERS = 4_096
 MAX_ALT_TEXT_CHARACTERS = 1_000
@@ -104,6 +106,11 @@ class GenerationOptions:
                 raise InvalidRequestError(f"{name} must be finite, not {value}")
             # transformers refuses whole numbers here; 1 means 1.0 to everybody else.
             object.__setattr__(self, name, float(value))
+        if not -MAX_LENGTH_PENALTY <= self.length_penalty <= MAX_LENGTH_PENALTY:
+            raise InvalidRequestError(
+                f"length_penalty must be from -{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY}, "
+                f"not {self.length_penalty}"
+            )
         if self.repetition_penalty <= 0:
             raise InvalidRequestError(
                 f"repetition_penalty must be above 0, not {self.repetition_penalty}"

@@ -2,8 +2,9 @@
 
 On CPUs, freed memory is kept, and in bfloat16 there are oneDNN's own linear layers, with weights
 laid out as its kernels read them, GELU and residual sums applied while the product is still in the
-cache, and attention for few queries. On CUDA the decoder's steps are recorded and replayed. In half
-types the encoder's attention is the kernel that a short measurement finds fastest.
+cache, and attention for few queries. On CUDA the decoder's steps, and the encoder for few images,
+are recorded and replayed. In half types the encoder's attention is the kernel that a short
+measurement finds fastest.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from captioner.inference.attention import fastest_attention
 from captioner.inference.blip import Blip, GeluLinear, TextLayer, VisionLayer
 from captioner.inference.cuda_graphs import GraphRunner
-from captioner.inference.decoding import EagerRunner, Runner
+from captioner.inference.runners import EagerRunner, Runner
 from captioner.inference.unprojected import FewQueries, UnprojectedRunner
 
 #: Of glibc's malloc.h.
@@ -41,9 +42,9 @@ _IMAGES_TIMED = 8
 
 
 def accelerate(model: Blip) -> Runner:
-    """Prepare a loaded model for its device and type, and say what is to run its decoder."""
+    """Prepare a loaded model for its device and type, and say what is to run it."""
     weight = model.vision.patches.weight
-    runner: Runner = EagerRunner(model.text)
+    runner: Runner = EagerRunner(model)
     if weight.device.type == "cpu":
         torch.set_num_threads(max(1, min(torch.get_num_threads(), available_cores())))
         keep_freed_memory()
@@ -52,11 +53,11 @@ def accelerate(model: Blip) -> Runner:
                 layer.attend_image = FewQueries(layer)
             _pack(model.vision, _ROWS_OF_IMAGES)
             _pack(model.text, _ROWS_OF_TOKENS)
-            runner = UnprojectedRunner(model.text)
+            runner = UnprojectedRunner(model)
     if weight.dtype in (torch.float16, torch.bfloat16):
         _choose_attention(model)
     if weight.device.type == "cuda":
-        return GraphRunner(model.text)
+        return GraphRunner(model)
     return runner
 
 

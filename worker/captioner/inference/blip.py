@@ -54,11 +54,11 @@ class VisionEncoder(nn.Module):
         self.norm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels `[B, 3, side, side]` to image states `[B, N, W]`."""
+        """Pixels `[B, side, side, 3]` to image states `[B, N, W]`."""
         images, size = len(pixels), self.patch_size
-        grid = pixels.shape[-1] // size
+        grid = pixels.shape[1] // size
         # The convolution of the paper as a matrix product: patches do not overlap.
-        x = pixels.view(images, 3, grid, size, grid, size).permute(0, 2, 4, 1, 3, 5)
+        x = pixels.view(images, grid, size, grid, size, 3).transpose(2, 3)
         x = self.patches(x.reshape(images, grid * grid, -1))
         x = torch.cat((self.class_token.expand(images, 1, -1), x), dim=1) + self.positions
         for layer in self.layers:
@@ -138,10 +138,8 @@ class Tokens:
     positions: Tensor
     #: `[Q]`: where the cache takes their keys and values.
     slots: Tensor
-    #: S, the slots that are looked at: the first of the cache.
-    used: int
-    #: `[B, 1, Q, S]`: 0 where a query sees a slot, -inf where not. None: each sees all S.
-    mask: Tensor | None
+    #: `[B, 1, Q, S]`: 0 where a query sees a slot, -inf where not.
+    mask: Tensor
 
 
 class TextDecoder(nn.Module):
@@ -164,21 +162,36 @@ class TextDecoder(nn.Module):
         self.vocabulary = nn.Linear(width, shape.vocab_size)
         self.head_dtype = torch.float32
 
-    def look(self, states: Tensor, slots: int) -> Cache:
-        """Project image states `[B, N, W]` once for all that is to be generated from them."""
-        cache = self.room(states, slots)
-        for layer in cast(Iterable[TextLayer], self.layers):
-            key, value = split_heads(layer.image_key_value(states), 2, self.heads)
-            # Read at every step: each head's states lie together (measured on a CPU: 2 to 5 times).
-            cache.image_keys.append(key.contiguous())
-            cache.image_values.append(value.contiguous())
-        return cache
+    def room(self, states: Tensor, slots: int, *, projected: bool = True) -> Cache:
+        """A cache for image states `[B, N, W]` and as many slots, with nothing in it yet.
 
-    def room(self, states: Tensor, slots: int) -> Cache:
-        """A cache for the tokens of as many images, and nothing of the images yet."""
-        shape = (len(states), self.heads, slots, self.words.embedding_dim // self.heads)
-        keys, values = ([states.new_zeros(shape) for _ in self.layers] for _ in range(2))
-        return Cache([], [], keys, values)
+        Args:
+            states: its own are to be seen.
+            slots: for tokens.
+            projected: whether states are projected to keys and values, or seen as they are.
+        """
+        images, seen = states.shape[:2]
+        size = self.words.embedding_dim // self.heads
+
+        def rooms(length: int) -> list[Tensor]:
+            return [states.new_empty(images, self.heads, length, size) for _ in self.layers]
+
+        if projected:
+            return Cache(rooms(seen), rooms(seen), rooms(slots), rooms(slots))
+        return Cache([], [], rooms(slots), rooms(slots), [states])
+
+    def look(self, states: Tensor, cache: Cache) -> None:
+        """Project image states `[B, N, W]` once for all that is to be generated from them."""
+        for layer, keys, values in zip(
+            cast(Iterable[TextLayer], self.layers),
+            cache.image_keys,
+            cache.image_values,
+            strict=False,  # none, where they are not projected
+        ):
+            # Read at every step: each head's states lie together (measured on a CPU: 2 to 5 times).
+            key, value = split_heads(layer.image_key_value(states), 2, self.heads)
+            keys.copy_(key)
+            values.copy_(value)
 
     def forward(self, tokens: Tokens, cache: Cache) -> Tensor:
         """Read tokens, write their keys and values into the cache, and return `[B, Q, W]`."""
@@ -221,8 +234,8 @@ class TextLayer(nn.Module):
     def forward(self, x: Tensor, tokens: Tokens, cache: Cache, index: int) -> Tensor:
         """`[B, Q, W]` to the same; `index` is this layer's in the cache."""
         query, key, value = split_heads(self.query_key_value(x), 3, self.heads)
-        keys = cache.token_keys[index].index_copy_(2, tokens.slots, key)[:, :, : tokens.used]
-        values = cache.token_values[index].index_copy_(2, tokens.slots, value)[:, :, : tokens.used]
+        keys = cache.token_keys[index].index_copy_(2, tokens.slots, key)
+        values = cache.token_values[index].index_copy_(2, tokens.slots, value)
         seen = functional.scaled_dot_product_attention(query, keys, values, attn_mask=tokens.mask)
         x = self.norm_attention(self.attended(join_heads(seen), x))
         (query,) = split_heads(self.image_query(x), 1, self.heads)

@@ -19,8 +19,8 @@ from captioner.inference.captioner import (
     check_groups,
     options_per_image,
 )
+from captioner.inference.captions import Generated, Request
 from captioner.inference.checkpoint import Checkpoint
-from captioner.inference.decoding import Generated, Request
 from captioner.inference.devices import dtype_name
 from captioner.inference.fused_weights import PIXEL_ZERO, folds_normalisation, load_blip
 from captioner.inference.generate import generate
@@ -28,8 +28,9 @@ from captioner.inference.pixels import Picture, normalise, resize
 from captioner.inference.tokenizer import load_tokenizer
 from captioner.options import GenerationOptions
 
-#: Images encoded at once; more gain nothing, and their activations would fill the memory.
-_ENCODED_AT_ONCE = 64
+#: Images encoded at once. More gain nothing, their activations would fill the memory, and a GPU
+#: would wait until all of them are stacked.
+_ENCODED_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ class FastCaptioner:
             requests.append(Request(images, job.prompt, job.options, job.seed))
             pixels += job.pixels
         states = self._encode(pixels)
-        results = generate(self.model.text, self._runner, states, requests, self._text.sep_token_id)
+        results = generate(self._runner, states, requests, self._text.sep_token_id)
         return [
             [self._caption_of(job.prompt, one) for one in generated]
             for job, generated in zip(jobs, results, strict=True)
@@ -151,25 +152,33 @@ class FastCaptioner:
     def _encode(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
         """The image states, `[len(pixels), N, W]`."""
         parts = [
-            self.model.vision(self.model_input(pixels[start : start + _ENCODED_AT_ONCE]))
+            self._runner.encode(self.model_input(pixels[start : start + _ENCODED_AT_ONCE]))
             for start in range(0, len(pixels), _ENCODED_AT_ONCE)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def model_input(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """What the encoder takes of uint8 `[side, side, 3]` each: `[B, 3, side, side]`."""
+        """What the encoder takes of uint8 `[side, side, 3]` each: `[B, side, side, 3]`."""
         if folds_normalisation(self._dtype):
-            batch = torch.from_numpy(np.stack(pixels)).to(self._device).to(self._dtype)
-            return (batch - PIXEL_ZERO).permute(0, 3, 1, 2)
+            # Pinned, the next images are stacked while these are on their way.
+            pinned = self._device.type == "cuda"
+            stacked = torch.empty(
+                len(pixels), *pixels[0].shape, dtype=torch.uint8, pin_memory=pinned
+            )
+            np.stack(pixels, out=stacked.numpy())
+            batch = stacked.to(self._device, non_blocking=True).to(self._dtype)
+            return batch.sub_(PIXEL_ZERO)
         normal = np.stack([normalise(one, self._pixels) for one in pixels])
-        return torch.from_numpy(normal).to(self._device, self._dtype)
+        return torch.from_numpy(normal).to(self._device, self._dtype).permute(0, 2, 3, 1)
 
     def _caption_of(self, prompt: tuple[int, ...], generated: Generated) -> GeneratedCaption:
         tokens = generated.tokens
         words = tokens[:-1] if tokens[-1] == self._text.sep_token_id else tokens
+        continuation = self._tokenizer.decode(words)
         return GeneratedCaption(
-            text=self._tokenizer.decode((*prompt, *words)),
-            continuation=self._tokenizer.decode(words),
+            # Without a prompt they are the same: [DEC] is not text.
+            text=self._tokenizer.decode((*prompt, *words)) if len(prompt) > 1 else continuation,
+            continuation=continuation,
             token_ids=words,
             score=generated.log_probability / len(tokens),
             beam_score=generated.beam_score,

@@ -131,7 +131,8 @@ def _read(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> d
         weight, bias = stored(f"{patches}.weight"), stored(f"{patches}.bias")
     if folds_normalisation(dtype):
         weight, bias = fold_normalisation(weight, bias, checkpoint.pixels)
-    weights["vision.patches.weight"] = weight.flatten(1).to(dtype)
+    # Rows, columns and colours of a patch, as pictures have them in memory: copied in long runs.
+    weights["vision.patches.weight"] = weight.permute(0, 2, 3, 1).flatten(1).to(dtype)
     weights["vision.patches.bias"] = bias.to(dtype)
     for name in ("vision.class_token", "vision.positions"):
         weights[name] = weights[name].squeeze(0).squeeze(0)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from captioner.inference.beams import BeamSearch
-from captioner.inference.blip import TextDecoder
-from captioner.inference.decoding import Decoding, Generated, Request, Runner, without
+from captioner.inference.captions import Generated, Request, start_captions
+from captioner.inference.decoding import Decoding, without
 from captioner.inference.processors import Processors
+from captioner.inference.runners import Runner
 from captioner.inference.sampling import Sampling
 
 #: Prompts up to this many tokens go together, whatever their lengths; longer ones with those up
@@ -21,7 +22,7 @@ _STEPS_BETWEEN_QUESTIONS = 4
 
 
 def generate(
-    decoder: TextDecoder, runner: Runner, states: Tensor, requests: Sequence[Request], sep: int
+    runner: Runner, states: Tensor, requests: Sequence[Request], sep: int
 ) -> list[list[Generated]]:
     """Generate captions for all requests.
 
@@ -29,8 +30,7 @@ def generate(
     by number of captions, of frames, by beams or none, and by order of magnitude of the prompt.
 
     Args:
-        decoder: reads prompts.
-        runner: runs the decoder on what is generated.
+        runner: runs the model.
         states: `[images, N, W]`, of all the images that requests name.
         requests: in any order and mixture.
         sep: the token that ends a caption.
@@ -42,11 +42,24 @@ def generate(
     for members in _groups(requests):
         group = [requests[member] for member in members]
         images = torch.tensor([one.images for one in group], device=states.device)
-        own = states[images].flatten(1, 2)
-        decoding = Decoding(decoder, runner, own, group)
-        for member, captions in zip(members, _run(decoding, group, sep), strict=True):
+        decoding = place(runner, states[images].flatten(1, 2), group, sep)
+        for member, captions in zip(members, _run(decoding, runner, group), strict=True):
             results[member] = captions
     return results
+
+
+def place(runner: Runner, states: Tensor, requests: Sequence[Request], sep: int) -> Decoding:
+    """Put one group's captions to where they are to be generated.
+
+    Args:
+        runner: runs the model.
+        states: `[B, N, W]`.
+        requests: B.
+        sep: the token that ends a caption.
+    """
+    captions = start_captions(requests, runner.multiple)
+    search = (BeamSearch if _searches_beams(requests[0]) else Sampling).of(requests, captions, sep)
+    return runner.place(states, captions, search, Processors.of(requests, captions, sep))
 
 
 def _groups(requests: Sequence[Request]) -> Iterable[list[int]]:
@@ -66,35 +79,30 @@ def _searches_beams(request: Request) -> bool:
     return request.options.num_beams > 1
 
 
-def _run(decoding: Decoding, requests: Sequence[Request], sep: int) -> list[list[Generated]]:
+def _run(decoding: Decoding, runner: Runner, requests: Sequence[Request]) -> list[list[Generated]]:
     """Caption one group; what is finished leaves the work."""
-    device = decoding.device
-    beams = _searches_beams(requests[0])
-    search = (BeamSearch if beams else Sampling)(requests, sep, device)
-    processors = Processors([request.options for request in requests], sep, device)
     results: list[list[Generated]] = [[] for _ in requests]
     going = list(range(len(requests)))
     longest = max(request.options.max_new_tokens for request in requests)
+    patience = 1 if decoding.states.device.type == "cpu" else _STEPS_BETWEEN_QUESTIONS
 
-    logits = decoding.begin()
-    while True:
-        plain = logits.log_softmax(-1)
-        processed = processors(plain if beams else logits, decoding.history)
-        tokens, parents = search.choose(plain, processed, decoding)
-        last = decoding.step + 1 == longest
-        if last or device.type == "cpu" or decoding.step % _STEPS_BETWEEN_QUESTIONS == 0:
-            ended = search.ended.tolist()
-            for place, member in enumerate(going):
-                if ended[place]:
-                    wanted = requests[member].options.num_return_sequences
-                    results[member] = search.results(place, wanted)
-            if all(ended):
-                return results
-            if any(ended):
-                kept = without(ended)
-                going = [going[place] for place in kept]
-                order = torch.tensor(kept, device=device)
-                tokens, parents = tokens[order], parents if parents is None else parents[order]
-                for part in (decoding, search, processors):
-                    part.keep(kept)
-        logits = decoding.advance(tokens, parents)
+    for step in range(1, longest + 1):
+        if decoding.recordable:
+            runner.do(decoding, Decoding.start if step == 1 else Decoding.step)
+        else:
+            decoding.choose(runner.do(decoding, Decoding.begin if step == 1 else Decoding.read))
+        if step < longest and step % patience:
+            continue
+        ended = decoding.search.ended.tolist()
+        places = [place for place, one in enumerate(ended) if one]
+        captions = decoding.search.results(decoding.captions, places) if places else []
+        for place, best in zip(places, captions, strict=True):
+            member = going[place]
+            results[member] = best[: requests[member].options.num_return_sequences]
+        if all(ended):
+            break
+        if places:
+            kept = without(ended)
+            going = [going[place] for place in kept]
+            decoding.keep(kept)
+    return results

@@ -104,6 +104,12 @@ def resize(picture: Picture, size: int) -> NDArray[np.uint8]:
     Raises:
         InvalidRequestError: the array is not uint8 `[height, width, 3]`, or there are no pixels.
     """
+    if (
+        isinstance(picture, np.ndarray)
+        and picture.dtype == np.uint8
+        and picture.shape == (size, size, 3)
+    ):
+        return picture
     image = _rgb(picture)
     if 0 in image.size:
         raise InvalidRequestError(f"the picture of {image.width} × {image.height} has no pixels")

@@ -15,61 +15,54 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captioner.inference.captions import Captions, Request
+from captioner.inference.rows import Rows
 from captioner.options import GenerationOptions
 
 
-@dataclass(frozen=True, slots=True)
-class History:
-    """Everything before the token to be chosen, [DEC] and prompt included."""
+@dataclass(slots=True)
+class Processors(Rows):
+    """The options of B images as tensors `[B, 1, 1]`."""
 
-    #: `[B, K, L]`, ending at the newest token; shorter ones begin with [DEC] repeated.
-    ids: Tensor
-    #: `[B]`: where each image's own begins.
-    begin: Tensor
-    #: Generated tokens in it, the prompt's not counted.
-    generated: int
+    repetition: Tensor
+    ngrams: Tensor
+    least: Tensor
+    #: The token that ends a caption.
+    sep: int
+    #: What anybody asks for; it changes nothing for the others.
+    repetition_asked: bool
+    ngram_sizes: tuple[int, ...]
+    least_asked: bool
 
+    @classmethod
+    def of(cls, requests: Sequence[Request], captions: Captions, sep: int) -> Processors:
+        """The options of these requests."""
+        device = captions.ids.device
+        options = [request.options for request in requests]
 
-class Processors:
-    """The options of B images as tensors."""
+        def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1)
 
-    def __init__(
-        self, options: Sequence[GenerationOptions], sep: int, device: torch.device
-    ) -> None:
-        """`sep` is the token that ends a caption."""
-        self._options = list(options)
-        self._sep, self._device = sep, device
-        self._spread()
+        return cls(
+            repetition=column([one.repetition_penalty for one in options], torch.float32),
+            ngrams=column([one.no_repeat_ngram_size for one in options], torch.long),
+            least=column([one.min_new_tokens for one in options], torch.long),
+            sep=sep,
+            repetition_asked=any(one.repetition_penalty != 1 for one in options),
+            ngram_sizes=tuple(sorted({one.no_repeat_ngram_size for one in options} - {0})),
+            least_asked=any(one.min_new_tokens for one in options),
+        )
 
-    def keep(self, images: Sequence[int]) -> None:
-        """Go on with these images, in this order."""
-        self._options = [self._options[image] for image in images]
-        self._spread()
-
-    def _spread(self) -> None:
-        options = self._options
-        self._repetition = self._column([one.repetition_penalty for one in options])
-        self._ngrams = self._column([one.no_repeat_ngram_size for one in options], torch.long)
-        self._ngram_sizes = {one.no_repeat_ngram_size for one in options} - {0}
-        self._least = self._column([one.min_new_tokens for one in options], torch.long)
-        self._repeats = any(one.repetition_penalty != 1 for one in options)
-        self._longest_least = max((one.min_new_tokens for one in options), default=0)
-
-    def _column(self, values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=self._device).view(-1, 1, 1)
-
-    def __call__(self, scores: Tensor, history: History) -> Tensor:
-        """New scores; the given ones stay as they are."""
-        if self._repeats:
-            scores = penalise_repetition(scores, history.ids, self._repetition)
-        for size in sorted(self._ngram_sizes):
-            asked = self._ngrams == size
-            scores = block_ngrams(scores, history.ids, history.begin, size, asked)
-        if history.generated < self._longest_least:
+    def __call__(self, scores: Tensor, captions: Captions) -> Tensor:
+        """New scores `[B, K, V]`; the given ones stay as they are."""
+        if self.repetition_asked:
+            scores = penalise_repetition(scores, captions.ids, self.repetition)
+        for size in self.ngram_sizes:
+            scores = block_ngrams(scores, captions, size, self.ngrams == size)
+        if self.least_asked:
             scores = scores.clone()
-            sep = scores[..., self._sep]
-            early = (history.generated < self._least).view(-1, 1)
-            scores[..., self._sep] = sep.masked_fill(early, -math.inf)
+            early = (captions.step < self.least)[:, :, 0]
+            scores[..., self.sep] = scores[..., self.sep].masked_fill(early, -math.inf)
         return scores
 
 
@@ -78,30 +71,33 @@ def penalise_repetition(scores: Tensor, ids: Tensor, penalty: Tensor) -> Tensor:
 
     Args:
         scores: `[B, K, V]`.
-        ids: `[B, K, L]`; a token that occurs twice is penalised once.
+        ids: `[B, K, W]`; a token that occurs twice is penalised once.
         penalty: `[B, 1, 1]`.
     """
     seen = scores.gather(2, ids)
     return scores.scatter(2, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
 
 
-def block_ngrams(scores: Tensor, ids: Tensor, begin: Tensor, size: int, asked: Tensor) -> Tensor:
+def block_ngrams(scores: Tensor, captions: Captions, size: int, asked: Tensor) -> Tensor:
     """Give -inf to tokens that would end an n-gram for the second time.
 
     Args:
         scores: `[B, K, V]`.
-        ids: `[B, K, L]`.
-        begin: `[B]`, as in `History`.
+        captions: what they are so far.
         size: n.
         asked: bool `[B, 1, 1]`, the images that this applies to.
     """
+    ids, end = captions.ids, captions.end
     windows = ids.shape[2] - size + 1
     if windows < 1:
         return scores
     starts = torch.arange(windows, device=ids.device)
-    match = ((starts >= begin[:, None])[:, None, :] & asked).expand(*ids.shape[:2], windows)
+    own = (starts >= captions.begin[:, None]) & (starts + size <= end)
+    match = (own[:, None, :] & asked).expand(*ids.shape[:2], windows)
     for offset in range(size - 1):
-        match = match & (ids[..., offset : offset + windows] == ids[..., windows + offset, None])
+        # Where there are not as many yet, no window is their own.
+        last = (end - size + 1 + offset).clamp(min=0)
+        match = match & (ids[..., offset : offset + windows] == ids.index_select(2, last.view(1)))
     # Tokens that are not to be blocked go to a column behind the vocabulary.
     size_of_vocabulary = scores.shape[2]
     tokens = torch.where(match, ids[..., size - 1 :], size_of_vocabulary)

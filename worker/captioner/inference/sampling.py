@@ -8,78 +8,96 @@ neighbours nor the device nor how far others have got changes what it draws.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from captioner.inference.decoding import Decoding, Generated, Request
+from captioner.inference.captions import Captions, Generated, Request
+from captioner.inference.decoding import Search
 from captioner.inference.processors import warp
+from captioner.options import GenerationOptions
 
 
-class Sampling:
+@dataclass(slots=True)
+class Sampling(Search):
     """The captions of B images, K each: sampled, or K = 1 and greedy."""
 
-    def __init__(self, requests: Sequence[Request], sep: int, device: torch.device) -> None:
-        """`sep` is the token that ends a caption."""
-        self._options = [request.options for request in requests]
-        self._sep = sep
-        self._longest = torch.tensor([one.max_new_tokens for one in self._options], device=device)
-        longest, captions = int(self._longest.max()), requests[0].captions
-        shape = (len(requests), captions)
-        #: `[B, longest, K]`, from 0 to below 1.
-        self._uniform = torch.zeros(len(requests), longest, captions, dtype=torch.float64)
-        for row, request in zip(self._uniform, requests, strict=True):
+    #: `[B, W, K]`, from 0 to below 1.
+    uniform: Tensor
+    #: `[B]`: most new tokens.
+    longest: Tensor
+    #: `[B, K]`: new tokens, sums of the model's log-probabilities, whether that is all.
+    lengths: Tensor
+    plain: Tensor
+    captions_ended: Tensor
+    #: `[B]`.
+    ended: Tensor
+    options: list[GenerationOptions]
+    #: The token that ends a caption.
+    sep: int
+    #: Each image that is sampled goes its own way.
+    recordable: bool
+
+    normalised: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, requests: Sequence[Request], captions: Captions, sep: int) -> Sampling:
+        """All captions at their beginning."""
+        images, count, width = captions.ids.shape
+        device = captions.ids.device
+        options = [request.options for request in requests]
+        numbers = torch.zeros(images, width, count, dtype=torch.float64)
+        for row, request in zip(numbers, requests, strict=True):
             if request.options.do_sample:
                 row[: request.options.max_new_tokens] = uniform(request)
-        self._uniform = self._uniform.to(device)
-        self._tokens = torch.zeros(*shape, longest, dtype=torch.long, device=device)
-        self._lengths = torch.zeros(shape, dtype=torch.long, device=device)
-        self._plain = torch.zeros(shape, dtype=torch.float64, device=device)
-        self._ended = torch.zeros(shape, dtype=torch.bool, device=device)
+        lengths = torch.zeros(images, count, dtype=torch.long, device=device)
+        return cls(
+            uniform=numbers.to(device),
+            longest=torch.tensor([one.max_new_tokens for one in options], device=device),
+            lengths=lengths,
+            plain=torch.zeros_like(lengths, dtype=torch.float64),
+            captions_ended=torch.zeros_like(lengths, dtype=torch.bool),
+            ended=torch.zeros(images, dtype=torch.bool, device=device),
+            options=options,
+            sep=sep,
+            recordable=not any(one.do_sample for one in options),
+        )
 
-    @property
-    def ended(self) -> Tensor:
-        """`[B]`."""
-        return self._ended.all(1)
-
-    def choose(self, plain: Tensor, processed: Tensor, decoding: Decoding) -> tuple[Tensor, None]:
-        """Choose the captions' next tokens.
-
-        Args:
-            plain: `[B, K, V]`, the model's log-probabilities.
-            processed: `[B, K, V]`, its logits changed by the processors.
-            decoding: knows the step.
-
-        Returns:
-            Tokens `[B, K]`; no caption continues another.
-        """
-        step = decoding.step
+    def choose(self, plain: Tensor, processed: Tensor, captions: Captions) -> tuple[Tensor, None]:
+        """See `Search.choose`."""
         tokens = processed.argmax(2)
-        for image, options in enumerate(self._options):
-            if options.do_sample:
-                scores = warp(processed[image], options)
-                tokens[image] = draw(scores, self._uniform[image, step])
-        going = ~self._ended
-        self._tokens[:, :, step] = tokens
-        self._lengths += going
-        self._plain += plain.gather(2, tokens[:, :, None])[:, :, 0] * going
-        self._ended |= (tokens == self._sep) | (step + 1 >= self._longest)[:, None]
+        if not self.recordable:
+            numbers = self.uniform.index_select(1, captions.step.view(1))[:, 0]
+            for image, options in enumerate(self.options):
+                if options.do_sample:
+                    tokens[image] = draw(warp(processed[image], options), numbers[image])
+        going = ~self.captions_ended
+        self.lengths += going
+        self.plain += plain.gather(2, tokens[:, :, None])[:, :, 0] * going
+        last = captions.step + 1 >= self.longest
+        self.captions_ended |= (tokens == self.sep) | last[:, None]
+        self.ended.copy_(self.captions_ended.all(1))
         return tokens, None
 
-    def results(self, image: int, wanted: int) -> list[Generated]:
-        """The captions of one image, the likeliest first."""
-        tokens, lengths = self._tokens[image].tolist(), self._lengths[image].tolist()
-        plain = self._plain[image].tolist()
-        captions = [Generated(tuple(tokens[k][: lengths[k]]), plain[k]) for k in range(wanted)]
-        return sorted(captions, key=lambda one: one.log_probability / len(one.tokens), reverse=True)
-
-    def keep(self, images: Sequence[int]) -> None:
-        """Go on with these images, in this order."""
-        order = torch.tensor(images, device=self._longest.device)
-        self._options = [self._options[image] for image in images]
-        self._longest, self._uniform = self._longest[order], self._uniform[order]
-        self._tokens, self._lengths = self._tokens[order], self._lengths[order]
-        self._plain, self._ended = self._plain[order], self._ended[order]
+    def results(self, captions: Captions, images: Sequence[int]) -> list[list[Generated]]:
+        """See `Search.results`."""
+        rows = torch.tensor(images, device=self.longest.device)
+        # One transfer each: every one waits for the device.
+        tokens = captions.ids[rows, :, captions.prompt_slots :].tolist()
+        lengths, plain = self.lengths[rows].tolist(), self.plain[rows].tolist()
+        return [
+            sorted(
+                (
+                    Generated(tuple(said[: lengths[i][k]]), plain[i][k])
+                    for k, said in enumerate(tokens[i])
+                ),
+                key=lambda one: one.log_probability / len(one.tokens),
+                reverse=True,
+            )
+            for i in range(len(images))
+        ]
 
 
 def uniform(request: Request) -> Tensor:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from captioner.inference.attention import attend_few
 from captioner.inference.blip import Cache, TextLayer
-from captioner.inference.decoding import EagerRunner
+from captioner.inference.captions import Captions
+from captioner.inference.runners import EagerRunner
 
 #: Fewer do not pay for the projections of their queries, whose weights are read at every step.
 LEAST_IMAGES = 4
@@ -29,13 +30,10 @@ MOST_CAPTIONS = 3
 class UnprojectedRunner(EagerRunner):
     """The decoder as it is written, with image states as they are where that is faster."""
 
-    def look(self, states: Tensor, captions: int, slots: int) -> Cache:
-        """See `Runner.look`."""
-        if len(states) < LEAST_IMAGES or captions > MOST_CAPTIONS:
-            return super().look(states, captions, slots)
-        cache = self._decoder.room(states, slots)
-        cache.image_states.append(states)
-        return cache
+    def _room(self, states: Tensor, captions: Captions) -> Cache:
+        images, count, slots = captions.seen.shape
+        few = images >= LEAST_IMAGES and count <= MOST_CAPTIONS
+        return self.model.text.room(states, slots, projected=not few)
 
 
 class FewQueries:

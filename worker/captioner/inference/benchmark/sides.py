@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captioner.inference.benchmark.agreement import Trace, retrace
-from captioner.inference.decoding import Decoding, Request
+from captioner.inference.captions import Request
+from captioner.inference.decoding import Decoding
 from captioner.inference.fast import FastCaptioner
+from captioner.inference.generate import place
 from captioner.inference.reference import ReferenceCaptioner
 from captioner.options import GenerationOptions
 
@@ -59,15 +61,18 @@ class Ours(FastCaptioner):
         steps: list[Tensor] = []
         with torch.inference_mode():
             states = self._encode(pixels)
-            decoding = Decoding(self.model.text, self._runner, states, requests)
-            logits = decoding.begin()
+            sep = self._text.sep_token_id
+            decoding = place(self._runner, states, requests, sep)
+            logits = self._runner.do(decoding, Decoding.begin)
+            logits = logits.expand(-1, options.num_beams, -1)
             for tokens, parents in zip(trace.tokens, trace.parents, strict=True):
                 steps.append(logits.to("cpu", torch.float32, copy=True))
                 if len(steps) < len(trace.tokens):
-                    logits = decoding.advance(
+                    decoding.captions.take(
                         tokens.to(self._device),
                         parents.to(self._device) if options.num_beams > 1 else None,
                     )
+                    logits = self._runner.do(decoding, Decoding.read)
         return torch.stack(steps)
 
 
