@@ -178,5 +178,5 @@ class Upkeep:
 
     def delete_finished(self, finished_before: datetime, limit: int) -> int:
         """Delete jobs that ended before then, with captions and events; how many."""
-        with self._database.statement() as connection:
+        with self._database.transaction() as connection:
             return retention.delete_finished(connection, finished_before, limit)
