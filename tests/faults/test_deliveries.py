@@ -7,49 +7,25 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
 
 from captioner.events import DeliveryState
-from captioner.store import Store, create_store_engine
-from deliverers import RECORDER, recorded
+from captioner.store import Store
+from deliverers import recorded
 from distributions import install
+from faults.deliveries import check, events_worker, happen, recording_store, states
 from faults.house import House
-from processes import Worker, running_worker, wait_until
-from stored import succeeded
-
-TARGETS = ("a", "b", "c")
+from processes import Worker, wait_until
 
 
 @pytest.fixture
-def store(database_url: str, house: House) -> Iterator[Store]:
-    assert house.env["CAPTIONER_DATABASE__URL"] == database_url
-    install(house.folder / "plugins", "recorder", RECORDER)
-    with Store(create_store_engine(database_url)) as store:
+def store(house: House) -> Iterator[Store]:
+    with recording_store(house) as store:
         yield store
-
-
-@contextmanager
-def events_worker(house: House, ready: bool = True, /, **settings: str) -> Iterator[Worker]:
-    env = {
-        **house.env,
-        "CAPTIONER_WORKER__QUEUES": "events",
-        "CAPTIONER_PLUGINS__ENABLED": "recorder",
-        "CAPTIONER_EVENTS__LEASE_SECONDS": "3",
-        "RECORDER": str(house.folder),
-        "RECORDER_TARGETS": ",".join(TARGETS),
-        **settings,
-    }
-    with running_worker(house.folder, env, ready=ready) as worker:
-        yield worker
-
-
-def happen(store: Store, count: int) -> set[int]:
-    succeeded(store, count)
-    return set(store.unexpanded(100_000))
 
 
 def hold(house: House) -> Path:
@@ -69,10 +45,6 @@ def hold_twelve(house: House, store: Store, count: int) -> tuple[Path, set[int]]
     events |= happen(store, count)
     wait_until(lambda: len(recorded(house.folder, "begin")) >= 15 + 12)
     return held, events
-
-
-def states(store: Store) -> dict[DeliveryState, int]:
-    return {state: count for state, count in store.count_deliveries().items() if count}
 
 
 def wait_for_more(house: House, begun: int) -> None:
@@ -108,23 +80,6 @@ def in_transaction(database: Engine) -> bool:
     )
     with database.connect() as connection:
         return bool(connection.scalar(text(others)))
-
-
-def check(store: Store, house: House, events: set[int], fault: str) -> Counter[tuple[str, int]]:
-    """Every target heard of every event, and every attempt but the killed ones is in the log."""
-    heard = Counter(recorded(house.folder))
-    begun = Counter(recorded(house.folder, "begin"))
-    wanted = {(target, event) for target in TARGETS for event in events}
-    print(
-        f"\nledger of {fault}: {len(events)} events, {len(wanted)} deliveries; begun "
-        f"{begun.total()} times, ended {heard.total()} times"
-    )
-    assert set(heard) == wanted, "lost or made up"
-    assert states(store) == {DeliveryState.DELIVERED: len(wanted)}
-    for delivery in store.list_deliveries(limit=1000):
-        _, log = store.get_delivery(delivery.id)
-        assert [(one.number, one.error) for one in log] == [(1, None)], "not one attempt recorded"
-    return begun
 
 
 def test_an_events_worker_is_killed_in_the_middle_of_deliveries(house: House, store: Store) -> None:
