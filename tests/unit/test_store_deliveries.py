@@ -544,4 +544,4 @@ def waits_for_a_lock(store: Store, connections: int = 1) -> bool:
         "WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
     with store._database.reading() as connection:
-        return connection.scalar(query) == connections
+        return bool(connection.scalar(query) == connections)

@@ -94,6 +94,7 @@ def add_deliveries(
             "due_at": delivery.due_at,
             "last_error": delivery.error and clean_message(delivery.error),
             "created_at": now,
+            "apart": delivery.apart,
         }
         for event_id, delivery in deliveries
     ]
