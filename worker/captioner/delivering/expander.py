@@ -113,17 +113,18 @@ class Expander:
     def _expansions(self, questions: list[Question]) -> list[Expansion]:
         if not questions:
             return []
-        names = set(self._plugins.names(HOOK))
-        apart = names if self._cautious else names & self._store.asked_apart()
-        answers = self._ask(questions, names - apart)
-        answers |= {name: {} for name in apart}
+        names = self._plugins.names(HOOK)
+        apart = set(names) if self._cautious else self._store.asked_apart()
+        answers = self._ask(questions, [name for name in names if name not in apart])
         return [
             Expansion(
                 event_id,
                 tuple(
                     delivery
-                    for name, given in answers.items()
-                    for delivery in self._deliveries(name, given.get(event_id), apart=name in apart)
+                    for name in names
+                    for delivery in self._deliveries(
+                        name, answers.get(name, {}).get(event_id), apart=name in apart
+                    )
                 ),
             )
             for event_id, _, _ in questions
