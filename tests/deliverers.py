@@ -59,8 +59,8 @@ class Gate:
         self._opened.set()
 
 
-#: A plugin for worker processes: each delivery is a line `begin` and a line `end` of a file. While
-#: the file `hold` is there, deliveries do not end.
+#: A plugin for worker processes: each delivery is a line `begin` and a line `end` of a file, which
+#: say which process made it. While the file `hold` is there, deliveries do not end.
 RECORDER = """
 import os, time
 from pathlib import Path
@@ -75,16 +75,25 @@ def event_targets():
 
 @hookimpl
 def deliver_event(event, target):
-    os.write(lines, f"begin {target} {event.id}\\n".encode())
+    os.write(lines, f"begin {target} {event.id} {os.getpid()}\\n".encode())
     while (folder / "hold").exists():
         time.sleep(0.01)
     time.sleep(float(os.environ.get("RECORDER_SECONDS", "0")))
-    os.write(lines, f"end {target} {event.id}\\n".encode())
+    os.write(lines, f"end {target} {event.id} {os.getpid()}\\n".encode())
 """
 
 
 def recorded(folder: Path, kind: str = "end") -> list[tuple[str, int]]:
     """What the plugin `RECORDER` delivered, or began to: target and event."""
+    return [delivery for delivery, _ in recorded_by(folder, kind)]
+
+
+def recorded_by(folder: Path, kind: str = "end") -> list[tuple[tuple[str, int], int]]:
+    """The same, each with the id of the process that did."""
     path = folder / "lines"
     lines = path.read_text().splitlines() if path.exists() else []
-    return [(target, int(event)) for k, target, event in map(str.split, lines) if k == kind]
+    return [
+        ((target, int(event)), int(pid))
+        for k, target, event, pid in map(str.split, lines)
+        if k == kind
+    ]

@@ -28,6 +28,7 @@ def test_dead_targets_are_told_from_the_others(
     # A dead target holds each that waits for it for 15 s.
     assert report["some_dead_seconds"] < 15
     assert report["ratio"] > 0
+    assert report["ratio_alone"] > 0
 
 
 def test_somebody_has_to_answer(tmp_path: Path) -> None:

@@ -617,6 +617,24 @@ def test_what_is_no_target_is_not_stored(store: Store, given: object, problem: s
     assert (delivery.target, delivery.last_error) == (None, problem)
 
 
+def test_events_with_many_targets_are_written_some_at_a_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expander, "WRITTEN_AT_ONCE", 10)
+    written: list[int] = []
+    expand = Store.expand
+
+    def count(self: Store, expansions: Any) -> set[int]:
+        written.append(sum(len(one.deliveries) for one in expansions))
+        return expand(self, expansions)
+
+    monkeypatch.setattr(Store, "expand", count)
+    happen(store, 20)
+    with delivering(store, {"p": Deliverer("a", "b", "c", "d")}):
+        wait_until(lambda: store.count_deliveries()[DELIVERED] == 80)
+    assert max(written) == 12  # whole events, until there are ten or more
+
+
 def test_targets_named_twice_are_one(store: Store) -> None:
     plugin = Deliverer("a", "b", "a")
     happen(store, 1)

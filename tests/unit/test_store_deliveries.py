@@ -15,7 +15,8 @@ from captioner.deliveries import AttemptEnd, Delivery, Expansion, NewDelivery
 from captioner.domain import JobState
 from captioner.errors import DeliveryNotFoundError, EventNotFoundError
 from captioner.events import DeliveryState, Event
-from captioner.store import Store, create_store_engine, upgrade
+from captioner.store import Store, create_store_engine, delivery_log, retention, upgrade
+from processes import wait_until
 from stored import NOON, claimed, success
 
 if TYPE_CHECKING:
@@ -501,3 +502,46 @@ def test_jobs_that_must_stay_keep_no_other_from_being_deleted(store: Store) -> N
     expanded(store, over)
     assert store.delete_finished(at(1), 2) == 2
     assert {job.id for job in store.list_jobs()} == {event.job_id for event in waiting}
+
+
+def test_what_is_made_again_at_that_moment_is_not_deleted(postgres_url: str) -> None:
+    upgrade(postgres_url)
+    with Store(create_store_engine(postgres_url)) as store, ThreadPoolExecutor(1) as other:
+        delivery = delivered(store)
+        with store._database.transaction() as connection:
+            assert delivery_log.redeliver(connection, [delivery.id], NOON) == {delivery.id}
+            deleted = other.submit(store.delete_finished, at(1), 10)
+            wait_until(lambda: waits_for_a_lock(store))
+        assert deleted.result(30) == 0
+        assert state_of(store, delivery) is DeliveryState.PENDING
+        assert [one.id for one in claim(store)] == [delivery.id]
+
+
+def test_what_is_deleted_at_that_moment_is_not_said_to_be_made_again(postgres_url: str) -> None:
+    upgrade(postgres_url)
+    with Store(create_store_engine(postgres_url)) as store, ThreadPoolExecutor(2) as other:
+        delivery = delivered(store)
+        with store._database.transaction() as connection:
+            assert retention.delete_finished(connection, at(1), 10) == 1
+            one = other.submit(store.redeliver, [delivery.id])
+            all_of_it = other.submit(store.redeliver_event, delivery.event.id or 0)
+            wait_until(lambda: waits_for_a_lock(store, 2))
+        assert one.result(30) == set()
+        with pytest.raises(EventNotFoundError):
+            all_of_it.result(30)
+
+
+def delivered(store: Store) -> Delivery:
+    expanded(store, happen(store), "a")
+    (delivery,) = claim(store)
+    store.record_attempts("w", [end(delivery, DeliveryState.DELIVERED)], now=NOON)
+    return delivery
+
+
+def waits_for_a_lock(store: Store, connections: int = 1) -> bool:
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with store._database.reading() as connection:
+        return bool(connection.scalar(query) == connections)

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from captioner import DeliveryError, Event, Job, JobState, Receipt
 from captioner.domain import EndpointState, Lane
 from captioner.events import event_type
+from captioner.media import post_http
 from captioner.plugins import Plugins
 from captioner.settings import Settings
 from captioner.store import Store, create_store_engine, upgrade
 from captioner.testing import registered_plugin
-from captioner.webhooks import verify
+from captioner.webhooks import sending, verify
 from captioner.webhooks.body import webhook_body
 from captioner.webhooks.encryption import KEY_FILE, SecretCipher
 from captioner.webhooks.endpoints import (
@@ -490,6 +491,27 @@ def test_a_slow_receiver_is_given_up(store: Store, tmp_path: Path) -> None:
         receiver.wait_for(1)
     assert not error.permanent
     assert "0.3" in str(error)
+
+
+def test_by_default_it_has_15_seconds_and_4_kib_of_the_answer_are_read(
+    plugin: Webhooks, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def post(url: str, **values: Any) -> Any:
+        asked.append(values)
+        answer = post_http(url, **values)
+        assert len(answer.body) == 4096
+        return answer
+
+    monkeypatch.setattr(sending, "post_http", post)
+    with Receiver(lambda *_: Answer(200, (), b"x" * 100_000)) as receiver:
+        endpoint, _ = add_endpoint(store, settings, receiver.url)
+        event, job = ended(store)
+        plugin.deliver_event(event, job, f"endpoint:{endpoint.id}", store)
+    (values,) = asked
+    assert values["deadline_seconds"] == 15
+    assert values["max_response_bytes"] == 4096
 
 
 def test_an_attempt_ends_before_it_is_taken_for_a_hang(store: Store, tmp_path: Path) -> None:

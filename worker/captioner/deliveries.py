@@ -100,6 +100,8 @@ class NewDelivery:
     due_at: datetime
     #: Why the plugin is to be asked again.
     error: str | None = None
+    #: To be asked in a process of its own: a worker may have been lost with the question.
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """From events to deliveries: every plugin is asked whom an event is for.
 
 One worker does it at a time, the one that holds a lease. A plugin that raises, hangs or is slow is
-asked again later, one event at a time and by the dispatcher, so that it holds up no other.
+asked again later, one event at a time and by the dispatcher, so that it holds up no other. When the
+worker that did it was lost, nobody knows which plugin has ended it: the next one has all of them
+asked in processes of their own, once, and from then on those that end these, too.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
 from captioner.deliveries import Expansion, NewDelivery
@@ -29,6 +31,9 @@ LEASE = "expander"
 LEASE_SECONDS = 15.0
 #: Events expanded in one transaction.
 BATCH = 200
+#: Deliveries written in one transaction, and how long SQLite's other writers may then go first.
+WRITTEN_AT_ONCE = 1_000
+BREATH_SECONDS = 0.001
 #: How long plugins may take for a batch, and for how long one that took longer is asked for none.
 BATCH_SECONDS = 2.0
 SLOW_SECONDS = 60.0
@@ -54,6 +59,8 @@ class Expander:
         self._threads = Threads(MOST_PLUGINS_AT_ONCE, "event-targets")
         self._elected = False
         self._asked_for_lease_at = -LEASE_SECONDS
+        #: The one elected before was lost, and nothing was expanded since.
+        self._cautious = False
         #: Until when a plugin is not asked, and what it has not returned from.
         self._slow_until: dict[str, float] = {}
         self._left: dict[str, Chain[Question, Answer]] = {}
@@ -77,7 +84,8 @@ class Expander:
         ]
         # Ids are not committed in order: after the last one it begins at the first again.
         self._after = max(events) if len(questions) < len(events) else 0
-        self._store.expand(self._expansions(questions))
+        self._write(self._expansions(questions))
+        self._cautious = self._cautious and not questions
         return len(questions)
 
     def release(self) -> None:
@@ -95,28 +103,49 @@ class Expander:
         if now - self._asked_for_lease_at >= LEASE_SECONDS / 3:
             self._asked_for_lease_at = now
             ttl = timedelta(seconds=LEASE_SECONDS)
+            before = self._owner if self._elected else self._store.lease_holder(LEASE)
             self._elected = self._store.try_acquire(LEASE, self._owner, ttl)
+            if self._elected and before not in (None, self._owner):
+                logger.warning("the worker that expanded events was lost: plugins are asked apart")
+                self._cautious = True
         return self._elected
 
     def _expansions(self, questions: list[Question]) -> list[Expansion]:
         if not questions:
             return []
-        answers = self._ask(questions)
+        names = self._plugins.names(HOOK)
+        apart = set(names) if self._cautious else self._store.asked_apart()
+        answers = self._ask(questions, [name for name in names if name not in apart])
         return [
             Expansion(
                 event_id,
                 tuple(
                     delivery
-                    for name, given in answers.items()
-                    for delivery in self._deliveries(name, given.get(event_id))
+                    for name in names
+                    for delivery in self._deliveries(
+                        name, answers.get(name, {}).get(event_id), apart=name in apart
+                    )
                 ),
             )
             for event_id, _, _ in questions
         ]
 
-    def _ask(self, questions: list[Question]) -> Mapping[str, Mapping[int, Answer]]:
+    def _write(self, expansions: list[Expansion]) -> None:
+        """In transactions of a bounded size: events with many targets keep no other writer out."""
+        some: list[Expansion] = []
+        for expansion in expansions:
+            some.append(expansion)
+            if sum(len(one.deliveries) for one in some) >= WRITTEN_AT_ONCE:
+                self._store.expand(some)
+                some = []
+                time.sleep(BREATH_SECONDS)
+        self._store.expand(some)
+
+    def _ask(
+        self, questions: list[Question], plugins: Collection[str]
+    ) -> dict[str, dict[int, Answer]]:
         """What each plugin says to each event, as far as it says something in time."""
-        answers: dict[str, dict[int, Answer]] = {name: {} for name in self._plugins.names(HOOK)}
+        answers: dict[str, dict[int, Answer]] = {name: {} for name in plugins}
         asked = {}
         for name in answers:
             if not self._is_slow(name):
@@ -170,13 +199,18 @@ class Expander:
             del self._left[name]
         return name in self._left or time.monotonic() < self._slow_until.get(name, 0.0)
 
-    def _deliveries(self, name: str, answer: Answer | None) -> list[NewDelivery]:
+    def _deliveries(self, name: str, answer: Answer | None, *, apart: bool) -> list[NewDelivery]:
         now = datetime.now(UTC)
         if isinstance(answer, tuple):
             return [NewDelivery(plugin=name, target=one, due_at=now) for one in answer]
         if answer is None:
-            late = "the plugin was too slow to be asked together with the others"
-            return [NewDelivery(plugin=name, target=None, due_at=now, error=late)]
+            why = (
+                "to be asked in a process of its own"
+                if apart
+                else "too slow to be asked with others"
+            )
+            late = f"the plugin is {why}"
+            return [NewDelivery(plugin=name, target=None, due_at=now, error=late, apart=apart)]
         pause = pause_seconds(1, self._delays_seconds) or 0.0
         due_at = now + timedelta(seconds=pause)
         return [NewDelivery(plugin=name, target=None, due_at=due_at, error=describe(answer))]

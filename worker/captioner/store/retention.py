@@ -8,13 +8,15 @@ from sqlalchemy import Connection, delete, exists, or_, select
 
 from captioner.events import DeliveryState
 from captioner.store.models import DeliveryRow, EventRow, JobRow, delivery_in_state
-from captioner.store.statements import changed, locked
+from captioner.store.statements import among, changed, locked
 
 
 def delete_finished(connection: Connection, finished_before: datetime, limit: int) -> int:
     """Delete jobs that ended before then, oldest first, with their captions and events; how many.
 
-    A job stays until its event is expanded, and until all its deliveries are made or given up.
+    A job stays until its event is expanded, and until all its deliveries are made or given up. That
+    is asked again once the jobs are locked, as `redeliver` locks them: what somebody has just asked
+    to be delivered again is not deleted.
     """
     pending = exists().where(
         DeliveryRow.event_id == EventRow.id, delivery_in_state(DeliveryState.PENDING)
@@ -28,5 +30,7 @@ def delete_finished(connection: Connection, finished_before: datetime, limit: in
         .order_by(JobRow.finished_at)
         .limit(limit)
     )
-    rows = locked(JobRow.id.in_(old))
-    return changed(connection, delete(JobRow).where(JobRow.id.in_(select(rows.c.id))))
+    ids = connection.scalars(select(locked(JobRow.id.in_(old)).c.id)).all()
+    # A statement of its own: one that had to wait for a lock would judge by what it saw before.
+    over = delete(JobRow).where(among(connection, JobRow.id, ids), ~awaited)
+    return changed(connection, over) if ids else 0

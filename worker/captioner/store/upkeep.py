@@ -105,6 +105,11 @@ class Upkeep:
         with self._database.statement() as connection:
             return workers.try_acquire(connection, name, holder, ttl, or_now(now))
 
+    def lease_holder(self, name: str) -> str | None:
+        """Who has the lease `name`; also who had it last, when it ended and was not given up."""
+        with self._database.reading() as connection:
+            return workers.lease_holder(connection, name)
+
     def release(self, name: str, holder: str) -> None:
         """Give the lease `name` up, if it is still the holder's."""
         with self._database.statement() as connection:
@@ -178,5 +183,5 @@ class Upkeep:
 
     def delete_finished(self, finished_before: datetime, limit: int) -> int:
         """Delete jobs that ended before then, with captions and events; how many."""
-        with self._database.statement() as connection:
+        with self._database.transaction() as connection:
             return retention.delete_finished(connection, finished_before, limit)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import uuid4
 
-from sqlalchemy import Connection, delete, or_, update
+from sqlalchemy import Connection, delete, or_, select, update
 
 from captioner.store.models import MAX_OWNER_CHARACTERS, LeaseRow, WorkerRow
 from captioner.store.statements import insert_into
@@ -61,6 +61,11 @@ def try_acquire(
         where=or_(LeaseRow.holder == holder, LeaseRow.expires_at <= now),
     ).returning(LeaseRow.name)
     return connection.scalar(statement) is not None
+
+
+def lease_holder(connection: Connection, name: str) -> str | None:
+    """Who has a lease, or had it last and did not give it up."""
+    return connection.scalar(select(LeaseRow.holder).where(LeaseRow.name == name))
 
 
 def release(connection: Connection, name: str, holder: str) -> None:

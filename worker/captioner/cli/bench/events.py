@@ -38,7 +38,7 @@ def events(
     from captioner.queue_bench.deliveries import EventPlan, measure_events
 
     plan = EventPlan(count, targets, dead, answer_seconds)
-    with telling(4) as say:
+    with telling(6) as say:
         report = measure_events(settings, plan, say)
     write_report(report, json_file)
     hardware = report["hardware"]
@@ -47,12 +47,19 @@ def events(
         f"{report['database']}; {count:,} events for {targets} targets",
         soft_wrap=True,
     )
-    for label, name in (("all answer", "all_well"), (f"{dead} never do", "some_dead")):
+    runs = (
+        (f"{targets - dead} alone", "alone"),
+        (f"all {targets} answer", "all_well"),
+        (f"{dead} never do", "some_dead"),
+    )
+    for label, name in runs:
         console.print(
-            f"{label:<12}{report[f'{name}_events_per_second']:>8,.0f} events a second to each that "
+            f"{label:<14}{report[f'{name}_events_per_second']:>8,.0f} events a second to each that "
             f"does; CPU ms a delivery {report[f'{name}_cpu_milliseconds_per_delivery']:.2f}",
             soft_wrap=True,
         )
     console.print(
-        f"beside the dead the others are served at [bold]{report['ratio']:.2f}[/] times the speed"
+        f"beside the dead the others are served at [bold]{report['ratio']:.2f}[/] times the speed "
+        f"beside as many that answer, and at {report['ratio_alone']:.2f} times that alone",
+        soft_wrap=True,
     )
