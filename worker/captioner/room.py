@@ -6,7 +6,7 @@ import contextlib
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 class Room:
@@ -26,19 +26,30 @@ class Room:
         self._waiting: deque[tuple[int, threading.Event]] = deque()
 
     @contextlib.contextmanager
-    def taken(self, jobs: int) -> Iterator[None]:
-        """Have room for a message's jobs inside the block, if need be after a wait."""
+    def taken(self, jobs: int) -> Iterator[Callable[[int], None]]:
+        """Have room for a message's jobs inside the block, if need be after a wait.
+
+        Yields:
+            To be called with how many of them need no room any more, before the block ends.
+        """
         entered = threading.Event()
         with self._lock:
             self._waiting.append((jobs, entered))
             self._let_in()
         entered.wait()
-        try:
-            yield
-        finally:
+        inside = jobs
+
+        def leave(count: int) -> None:
+            nonlocal inside
+            inside -= count
             with self._lock:
-                self._inside -= jobs
+                self._inside -= count
                 self._let_in()
+
+        try:
+            yield leave
+        finally:
+            leave(inside)
 
     def stop_waiting(self) -> None:
         """Let everybody in from now on."""

@@ -130,8 +130,9 @@ class CaptionService:
         attempts = self._attempts(jobs, tell)
         states: dict[UUID, JobState] = {}
         try:
-            with self._room.taken(len(jobs)) if len(jobs) > 1 else nullcontext():
+            with self._room.taken(len(jobs)) if len(jobs) > 1 else nullcontext(_stay) as leave:
                 for ended in self._worked_off(attempts):
+                    leave(len(ended))  # the next message is begun while this one is recorded
                     states |= self._put_away(ended)
         except BaseException:
             # Left over when the database stays away: what still runs is in vain.
@@ -344,6 +345,10 @@ class CaptionService:
         except StoreUnavailableError as error:
             logger.warning("this worker stays listed until it expires: %s", error)
         self.store.close()
+
+
+def _stay(_: int) -> None:
+    """A single job is let in whenever there is a thread for it."""
 
 
 def _waited_for(ready: SimpleQueue[Attempt], most: int) -> set[Attempt]:

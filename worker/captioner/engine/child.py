@@ -67,8 +67,9 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """From the child: nothing is missing of its oldest batch."""
+    """From the child: with these captions nothing is missing of its oldest batch."""
 
+    by_place: dict[int, Result]
     busy_seconds: float
     memory_bytes: int
 
@@ -87,7 +88,7 @@ def run_model(
     """The engine's process, from its start to the end of the connection.
 
     Says `Ready` or `LoadFailed`; after `Ready` it expects the slots, then batches. Each is answered
-    by `Begun`, `Results` and `Finished`, in the order in which they came.
+    by `Begun`, by `Results` where they come one after the other, and by `Finished`.
     """
     if log:
         configure_logging(log)
@@ -108,9 +109,14 @@ def run_model(
         connection.send(Begun())
         started = time.monotonic()
         images = _images(pixels[batch.buffer], [pictures for pictures, _ in batch.wanted])
+        missing = len(images)
         for results in run_batch(model, images, [options for _, options in batch.wanted]):
-            connection.send(Results(results))
-        connection.send(Finished(time.monotonic() - started, memory_bytes()))
+            missing -= len(results)
+            if missing:
+                connection.send(Results(results))
+            else:
+                busy_seconds = time.monotonic() - started
+                connection.send(Finished(results, busy_seconds, memory_bytes()))
     model.close()
 
 

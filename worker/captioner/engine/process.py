@@ -189,6 +189,7 @@ class ProcessEngine:
         elif isinstance(message, Results):
             self._workload.settle(message.by_place)
         else:
+            self._workload.settle(message.by_place)
             self._count(self._workload.finish(), message.busy_seconds)
             self._watch_memory(message)
 

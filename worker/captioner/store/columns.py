@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import JSON, DateTime, Enum, TypeDecorator
 from sqlalchemy.dialects.postgresql import JSONB
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Dialect
 
 #: JSON for values the database itself need not look into; None is stored as NULL.
@@ -33,11 +35,22 @@ class UtcDateTime(TypeDecorator[datetime]):
         value = utc(value)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Aware, in UTC."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
+    def result_processor(
+        self, dialect: Dialect, coltype: object
+    ) -> Callable[[Any], datetime | None] | None:
+        """Aware, in UTC. One call a value instead of SQLAlchemy's two: a claimed job has six."""
+        if dialect.name == "sqlite":
+            read = self.impl_instance.result_processor(dialect, coltype)  # from text
+            return lambda value: _aware(read(value) if read else value)
+        return _in_utc
+
+
+def _aware(value: datetime | None) -> datetime | None:
+    return value and value.replace(tzinfo=UTC)
+
+
+def _in_utc(value: datetime | None) -> datetime | None:
+    return value if value is None or value.tzinfo is UTC else value.astimezone(UTC)
 
 
 def utc(value: datetime) -> datetime:
