@@ -312,10 +312,12 @@ class Captioning:
         with self._taking:
             while self._waiting and self._waiting[-1][1].cancel():
                 self._waiting.pop()
-            while self._waiting:
-                self._take()
-        if self._log:
-            self._log.keep()
+            try:
+                while self._waiting:
+                    self._take()
+            finally:  # an engine that fails meanwhile takes nothing of what was done before
+                if self._log:
+                    self._log.keep()
 
     def check(self) -> None:
         """Give up, and raise, when the result is not wanted any more; see `Pipeline.caption`."""
