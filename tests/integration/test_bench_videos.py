@@ -38,7 +38,8 @@ def test_it_measures_and_leaves_nothing(
     assert "film-1.mp4 alone" in result.stderr
     assert "5 together: " in result.stdout
     report = json.loads((tmp_path / "v.json").read_text())
-    assert (report["model"], report["frames"], report["max_batch"]) == ("demo", 6, 4)
+    assert (report["model"]["id"], report["frames"], report["max_batch"]) == ("demo", 6, 4)
+    assert set(report["model"]) == {"id", "dtype", "device"}
     assert [(row["file"], row["frames"]) for row in report["alone"]] == [
         ("film-1.mp4", 6), ("film-2.mp4", 6)
     ]  # fmt: skip

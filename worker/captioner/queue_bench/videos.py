@@ -65,7 +65,6 @@ def measure_videos(
     report = {
         "hardware": describe_hardware(),
         "versions": describe_versions(settings),
-        "model": settings.model.id,
         "generation": settings.generation.model_dump(),
         "frames": plan.frames,
         "max_batch": settings.engine.max_batch,
@@ -90,6 +89,7 @@ def measure_videos(
         done = {name: value - before[name] for name, value in worker.engine().items()}
     together = {"videos": plan.together, "frames": sum(job.frames_done or 0 for job in ended)}
     return report | {
+        "model": _model(ended[0]),
         "alone": alone,
         "sampling_share": sum(one["decode_seconds"] for one in alone)
         / sum(one["total_seconds"] for one in alone),
@@ -119,6 +119,11 @@ def filling_of(ended: Sequence[Job], done: dict[str, Any], max_batch: int) -> di
         "seconds": seconds,
         "engine_share": done["busy_seconds"] / seconds,
     }
+
+
+def _model(job: Job) -> dict[str, str]:
+    model = job.model
+    return {"id": model.id, "dtype": model.dtype, "device": model.device} if model else {}
 
 
 def _row(job: Job) -> dict[str, Any]:

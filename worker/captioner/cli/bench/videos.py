@@ -68,11 +68,12 @@ def videos(
 
 
 def _print(report: dict[str, Any]) -> None:
-    hardware, generation = report["hardware"], report["generation"]
+    hardware, model, generation = report["hardware"], report["model"], report["generation"]
     console.print(
         f"{escape(hardware['cpu'])}, {hardware['cores']} cores, load {hardware['load_average']}; "
-        f"model {escape(report['model'])}, {generation['num_beams']} beams, at most "
-        f"{generation['max_new_tokens']} new tokens, batches of {report['max_batch']}",
+        f"model {escape(model['id'])} in {model['dtype']} on {escape(model['device'])}, "
+        f"{generation['num_beams']} beams, at most {generation['max_new_tokens']} new tokens, "
+        f"batches of {report['max_batch']}",
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False)
