@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import av.error
 
-from captioner import Media, MediaSettings
+from captioner import ErrorCode, JobError, Media, MediaSettings
 from captioner_video.opening import check_pixels
 from captioner_video.watch import Watch
 
@@ -57,6 +57,8 @@ class Reader:
         self._start_seconds = _start_seconds(container.start_time, stream)
         #: Packets decoded so far.
         self._decoded = 0
+        #: Those of them since the last picture.
+        self._in_vain = 0
         #: The last picture that is shown by the time asked for last, and the one after it.
         self._shown: Shown | None = None
         self._next: Shown | None = None
@@ -186,6 +188,8 @@ class Reader:
     def _decode(self) -> Iterator[Shown]:
         for packet in self._packets():
             self._decoded += 1
+            self._in_vain += 1
+            self._check_decoded()
             try:
                 frames = packet.decode()
             except MemoryError:
@@ -200,7 +204,22 @@ class Reader:
                     continue
                 check_pixels(frame.width, frame.height, self._media, self._limits)
                 seconds = ticks * float(frame.time_base or 0) - self._start_seconds
+                self._in_vain = 0
                 yield Shown(frame, max(0.0, seconds))
+
+    def _check_decoded(self) -> None:
+        """Keyframes need little decoding; who has no budget left for anything else must have them.
+
+        Raises:
+            JobError: `video_too_long`.
+        """
+        if self.exhausted and self._in_vain > self._limits.max_decoded_frames_per_seek:
+            raise JobError(
+                ErrorCode.VIDEO_TOO_LONG,
+                f"{self._media.name}: {self._decoded} frames were decoded, at most "
+                f"{self._limits.max_decoded_frames} (CAPTIONER_MEDIA__MAX_DECODED_FRAMES), and the "
+                f"last {self._in_vain} gave no picture",
+            )
 
     # --- Time -------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Long videos: cut off they go on where they were, and they leave room for pictures."""
+"""Long videos: cut off or handed back they go on where they were, and leave room for pictures."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 from sqlalchemy import select
 
 from captioner.domain import CaptionRequest, JobState, Lane, Source
+from captioner.pipeline import FRAMES_IN_FLIGHT
 from captioner.store.models import FrameRow
 from captioner.video_options import VideoOptions
 from faults.house import House, Ledger, children, kill, lives
@@ -27,6 +28,8 @@ FRAMES = int(HOURS * 3600 / INTERVAL_SECONDS)
 RATE = 5
 #: What worker and decoders may take together, without the process of the model.
 MOST_BYTES = 1.5 * 2**30
+#: In which a worker in the middle of a video ends: a batch, a write, and the end of processes.
+MOST_SECONDS = 10.0
 #: Each frame has a colour of its own, told by three digits to this base; none breaks the model.
 DIGITS, STEP, LEAST = 9, 18, 40
 
@@ -62,6 +65,15 @@ def film_request(film: Path) -> CaptionRequest:
     return CaptionRequest(source=Source(str(film)), lane=Lane.VIDEO, video=video)
 
 
+def watched(film: Path) -> dict[str, str]:
+    """Settings of a worker that takes so long for its frames that it can be caught at it."""
+    return {
+        "FAULTY_SECONDS": "0.3",
+        "FAULTY_SIZE": "384",  # as BLIP has it
+        "MEDIA__ALLOWED_ROOTS": str(film.parent),
+    }
+
+
 def peak_bytes(pid: int) -> int:
     """The most memory that a process has had resident."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -85,18 +97,15 @@ def kept(house: House) -> list[str]:
 def test_the_worker_of_a_long_video_is_killed(house: House, film: Path) -> None:
     started = time.monotonic()
     request, notes = film_request(film), [house.folder / name for name in ("first", "second")]
-    settings = {
-        "FAULTY_SECONDS": "0.3",
-        "FAULTY_SIZE": "384",  # as BLIP has it
-        "MEDIA__ALLOWED_ROOTS": str(film.parent),
-    }
+    settings = watched(film)
     with house.worker(**settings, FAULTY_NOTES=str(notes[0])) as first:
         house.jobs.submit_all([request])
         wait_until(lambda: frames_done(house, request.id) >= FRAMES / 2, seconds=600)
-        # Something is done that is not recorded yet.
-        wait_until(lambda: captioned(notes[0]).total() > frames_done(house, request.id))
         family = [*children(first.process.pid), first.process.pid]
         peaks = [peak_bytes(pid) for pid in (first.process.pid, *decoders(first.process.pid))]
+        # Just when a batch is done, which may not be recorded yet.
+        so_far = captioned(notes[0]).total()
+        wait_until(lambda: captioned(notes[0]).total() > so_far)
         kill(first.process.pid)
         first.process.wait()
         wait_until(lambda: not any(map(lives, family)))
@@ -114,14 +123,15 @@ def test_the_worker_of_a_long_video_is_killed(house: House, film: Path) -> None:
     print(
         f"\nledger of kill -9 in the middle of {HOURS:g} h of video: {FRAMES} frames, "
         f"{before.total()} captioned and {len(recorded)} recorded by then; "
-        f"{in_all.total()} captioned in all, {len(twice)} of them twice, "
-        f"{len(set(twice) & set(recorded))} of these recorded; "
+        f"{in_all.total()} captioned in all; of those recorded "
+        f"{len(set(twice) & set(recorded))} were captioned twice, of the others {len(twice)}; "
         f"worker and decoders at most {_mib(peaks)} and {_mib(peaks_after)}; "
         f"{time.monotonic() - started:.1f} s"
     )
-    # What is made twice was with the engine at that moment, or done since the last write.
     assert all(in_all[text] == 1 for text in recorded)
+    # What is made twice came back from the engine, and was not written yet.
     assert set(twice) == set(before) - set(recorded)
+    assert len(twice) <= FRAMES_IN_FLIGHT
     assert len(in_all) == FRAMES
     assert sum(peaks) < MOST_BYTES
     assert sum(peaks_after) < MOST_BYTES
@@ -132,6 +142,39 @@ def test_the_worker_of_a_long_video_is_killed(house: House, film: Path) -> None:
     assert job.captions[0].end_seconds == pytest.approx(HOURS * 3600)
     assert ledger.events == {request.id: 1}
     assert kept(house) == []
+
+
+def test_the_worker_of_a_long_video_is_told_to_end(house: House, film: Path) -> None:
+    """And does at once: it hands the video back, and nothing of it is captioned twice."""
+    request, notes = film_request(film), [house.folder / name for name in ("first", "second")]
+    with house.worker(**watched(film), FAULTY_NOTES=str(notes[0])) as first:
+        house.jobs.submit_all([request])
+        wait_until(lambda: frames_done(house, request.id) >= FRAMES / 4, seconds=600)
+        asked = time.monotonic()
+        assert first.stop() == 0
+        took = time.monotonic() - asked
+    before, recorded, job = captioned(notes[0]), kept(house), house.jobs.get(request.id)
+    assert (job.state, job.attempt, job.retries) == (JobState.QUEUED, 1, 0)
+    assert FRAMES / 4 <= len(recorded) < FRAMES
+    assert job.frames_done == len(recorded)
+    with house.worker(**watched(film), FAULTY_NOTES=str(notes[1])) as second:
+        house.wait_until_done(600)
+        assert second.stop() == 0
+    in_all, ledger = before + captioned(notes[1]), Ledger.read(house.database)
+    twice = sum(count > 1 for count in in_all.values())
+    print(
+        f"\nledger of SIGTERM in the middle of {HOURS:g} h of video: ended after {took:.1f} s; "
+        f"{FRAMES} frames, {before.total()} captioned and {len(recorded)} recorded by then; "
+        f"{in_all.total()} captioned in all, {twice} of them twice"
+    )
+    assert took < MOST_SECONDS
+    assert set(before) == set(recorded)
+    assert twice == 0
+    assert len(in_all) == FRAMES
+    job = house.jobs.get(request.id)
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
+    assert [told(one.text) for one in job.captions[1:]] == list(range(FRAMES))
+    assert ledger.events == {request.id: 1}
 
 
 def frames_done(house: House, job_id: UUID) -> int:

@@ -431,6 +431,13 @@ def test_without_pyav_a_video_says_what_to_install(
             "MAX_VIDEO_FRAMES",
         ),
         ({"max_video_frames": 3}, {"strategy": "keyframes"}, ErrorCode.VIDEO_TOO_LONG, "FRAMES"),
+        (
+            # A picture comes out some packets after it went in.
+            {"max_decoded_frames": 1, "max_decoded_frames_per_seek": 1},
+            {},
+            ErrorCode.VIDEO_TOO_LONG,
+            "MAX_DECODED_FRAMES",
+        ),
         ({"video_timeout_seconds": 1e-6}, {}, ErrorCode.DECODE_FAILED, "VIDEO_TIMEOUT_SECONDS"),
         (
             {},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -28,12 +28,15 @@ from captioner import (
 )
 from captioner.domain import JobState, Lane, ModelInfo, Progress, Requeue
 from captioner.engine import InlineEngine
+from captioner.errors import StoreUnavailableError
+from captioner.pipeline import FRAMES_IN_FLIGHT
 from captioner.plugins import Plugins
 from captioner.sampling import InlineSampler
 from captioner.service import CaptionService
 from captioner.settings import MediaSettings, RetrySettings, Settings
 from captioner.store import Store, create_store_engine, upgrade
 from captioner.testing import FakeCaption, FakeCaptionModel
+from captioner.video_options import Mode
 from captioner_video.sampling import frames_of
 from videos import clock, lengthened, plain, told, write_video
 
@@ -332,6 +335,101 @@ def test_a_job_that_is_another_workers_is_dropped(sqlite_url: str, tmp_path: Pat
     assert job.frames_done is not None
     assert len(house.model.seen) < 60
     assert film.given < 60
+
+
+class Stopper(Film):
+    """A film during whose frame of this number the worker is told to end."""
+
+    def __init__(self, shades: Sequence[int], at: int) -> None:
+        super().__init__(shades)
+        self.at = at
+        self.stop: Callable[[], None] = lambda: None
+
+    @hookimpl
+    def sample_frames(self, image_size: int, done_seconds: Collection[float]) -> Iterator[Frame]:
+        for frame in super().sample_frames(image_size, done_seconds):
+            if frame.time_seconds == self.at / 2:
+                self.stop()
+            yield frame
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_worker_that_ends_hands_a_video_back_with_all_that_is_done(
+    database_url: str, tmp_path: Path, repeats: int
+) -> None:
+    shades = [1 + number // repeats for number in range(60)]
+    film = Stopper(shades, at=32)
+    house = House(database_url, tmp_path, film, breaks_at=99)
+    film.stop = house.service.stop_taking
+    house.store.add([house.request])
+    with closing(house.service):
+        assert house.run() is JobState.QUEUED
+        job = house.store.get(house.request.id)
+        done = kept(house)
+    assert (job.attempt, job.retries, job.failure) == (1, 0, None)
+    assert 16 <= len(done) <= 33
+    assert done == [number / 2 for number in range(len(done))]
+    assert film.given == 33
+    # All that was captioned is kept, and nothing else.
+    assert set(house.model.seen) == set(shades[: len(done)])
+    assert job.frames_done == len(done)
+
+
+def test_a_video_whose_last_frame_is_with_the_engine_is_finished(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    film = Stopper(SHADES, at=39)
+    house = House(sqlite_url, tmp_path, film, breaks_at=99)
+    film.stop = house.service.stop_taking
+    house.store.add([house.request])
+    with closing(house.service):
+        assert house.run() is JobState.SUCCEEDED
+    assert sorted(house.model.seen) == SHADES
+
+
+@pytest.mark.parametrize("mode", ["joint", "both"])
+def test_what_needs_all_frames_together_is_finished(
+    sqlite_url: str, tmp_path: Path, mode: Mode
+) -> None:
+    """Nothing of it can be kept, so that handing it back would cost all of it."""
+    film = Stopper(SHADES, at=20)
+    house = House(sqlite_url, tmp_path, film, breaks_at=99)
+    film.stop = house.service.stop_taking
+    request = replace(house.request, video=VideoOptions(mode=mode))
+    house.store.add([request])
+    with closing(house.service):
+        assert house.run() is JobState.SUCCEEDED
+    assert film.given == len(SHADES)
+
+
+@pytest.mark.parametrize("store_is_away", [False, True])
+def test_a_crash_costs_sixteen_frames_at_most(
+    sqlite_url: str,
+    tmp_path: Path,
+    store_is_away: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However fast they are captioned; a database that is away holds nothing up."""
+    monkeypatch.setattr(frame_log, "KEEP_SECONDS", 3600.0)
+    film = Film([*range(1, 201)])
+    house = House(sqlite_url, tmp_path, film, breaks_at=999)
+    house.store.add([house.request])
+    at_risk = [0]
+
+    def watched(progress: Progress) -> bool:
+        at_risk.append(len(house.model.seen) - progress.first)
+        if store_is_away:
+            raise StoreUnavailableError("away")
+        return record(progress)
+
+    record = house.store.record_frames
+    monkeypatch.setattr(house.store, "record_frames", watched)
+    with closing(house.service):
+        assert house.run() is JobState.SUCCEEDED
+    assert sorted(house.model.seen) == film.shades
+    assert max(at_risk) <= FRAMES_IN_FLIGHT
+    # An hour of patience: it was asked once.
+    assert len(at_risk) - 1 == 1 if store_is_away else len(at_risk) > 200 / FRAMES_IN_FLIGHT
 
 
 def test_short_videos_and_pictures_cost_no_statement(sqlite_url: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from captioner.errors import (
     CanceledError,
     CrashError,
     ErrorCode,
+    HandedBackError,
     HostBusyError,
     JobError,
     describe,
@@ -44,6 +45,7 @@ class Attempt:
         model: ModelInfo,
         retries: RetrySettings,
         canceled: Callable[[], bool],
+        stopping: Callable[[], bool],
         frames: FrameLog,
         spawn: Callable[..., object] | None = None,
     ) -> None:
@@ -55,6 +57,7 @@ class Attempt:
             model: stamped on the result.
             retries: whether a failure is followed by another attempt.
             canceled: tells whether nobody wants the result any more.
+            stopping: tells whether this worker ends.
             frames: which of a video's are done.
             spawn: calls a function with its arguments in another thread; None: what is done with
                 captions takes no time, and is done where the end is asked for.
@@ -64,6 +67,7 @@ class Attempt:
         self._model = model
         self._retries = retries
         self._canceled = canceled
+        self._stopping = stopping
         self._frames = frames
         self._spawn = spawn
         self._started = time.monotonic()
@@ -84,7 +88,10 @@ class Attempt:
         with job_context(self.job.id):
             self._captioning = self._judged(
                 lambda: self._pipeline.begin(
-                    self.job.request, canceled=self._unwanted, log=self._frames
+                    self.job.request,
+                    canceled=self._unwanted,
+                    stopping=self._stopping,
+                    log=self._frames,
                 )
             )
         if self._captioning:
@@ -161,7 +168,7 @@ class Attempt:
             return work()
         except CanceledError:
             self._ending = None
-        except EngineClosedError:
+        except (EngineClosedError, HandedBackError):
             self._ending = _untried(self.job)
         except HostBusyError as error:
             self._ending = _untried(self.job, not_before=_from_now(error.retry_after_seconds))

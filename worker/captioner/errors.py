@@ -105,6 +105,10 @@ class CanceledError(CaptionerError):
     """The job was canceled while it ran; there is no result."""
 
 
+class HandedBackError(CaptionerError):
+    """The worker ends, and what is done of this job is kept; it belongs back in the queue."""
+
+
 class HostBusyError(CaptionerError):
     """The host of a job's source has enough to do; the job belongs back in the queue, untried."""
 

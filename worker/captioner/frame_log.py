@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from captioner.domain import FrameCaptions, Job, ModelInfo, Progress
 from captioner.errors import StoreUnavailableError, describe
 
-#: What a crash costs at most, beside the frames that are with the engine.
+#: How often frames are kept at least; after a failure, how soon that is tried again.
 KEEP_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class FrameLog:
         "_model",
         "_pending",
         "_total",
+        "_tries_at",
         "done",
         "lost",
     )
@@ -63,6 +64,8 @@ class FrameLog:
         #: What was `done` when something was kept last.
         self._kept = self.done
         self._keep_at = time.monotonic() + KEEP_SECONDS
+        #: Not before; None: what there is can never be kept.
+        self._tries_at: float | None = 0.0
         #: True when nobody wants the result any more.
         self.lost = False
 
@@ -70,7 +73,7 @@ class FrameLog:
         """What need not be done again, in the order in which it came; to be asked once, first."""
         if not self.done:
             return ()
-        frames = self._load(self._job) if self._resumes else ()
+        frames = self._load(self._job) if self.resumes else ()
         self._first = self._kept = self.done = len(frames)
         if frames:
             logger.info(
@@ -80,18 +83,35 @@ class FrameLog:
             )
         return frames
 
+    @property
+    def resumes(self) -> bool:
+        """True when what is kept need not be done again; captions of all frames need them all."""
+        return self._job.video.mode == "per_frame"
+
+    @property
+    def unkept(self) -> int:
+        """Frames that would be captioned again if this process died now."""
+        return len(self._pending)
+
     def add(self, frame: FrameCaptions, expected: int | None) -> None:
         """One more frame has captions; `expected` is how many there will be, if that is known."""
         self.done = (self.done or 0) + 1
         self._total = expected
-        if self._resumes:
+        if self.resumes:
             self._pending.append(frame)
 
     def keep_now_and_then(self) -> None:
-        """Keep what is new, at most once a second; what cannot be kept now waits for the next."""
+        """Keep what is new, once a second; what cannot be kept now waits for the next time."""
+        if time.monotonic() >= self._keep_at:
+            self.keep()
+
+    def keep(self) -> bool:
+        """Keep what is new, now; false when that cannot be."""
+        if self.done is None or self.done == self._kept or self.lost or self._tries_at is None:
+            return False
         now = time.monotonic()
-        if now < self._keep_at or self.done is None or self.done == self._kept or self.lost:
-            return
+        if now < self._tries_at:
+            return False
         self._keep_at = now + KEEP_SECONDS
         progress = Progress(
             job_id=self._job.id,
@@ -106,17 +126,14 @@ class FrameLog:
             self.lost = not self._keep(progress)
         except StoreUnavailableError as error:
             logger.warning("frames are kept later: %s", error)
-            return
+            self._tries_at = self._keep_at
+            return False
         except ValueError as error:
             # The result will say so; until then nothing after these frames can be kept.
             logger.warning("frames cannot be kept: %s", describe(error))
-            self._keep_at = float("inf")
-            return
+            self._tries_at = None
+            return False
         self._first += len(self._pending)
         self._pending.clear()
         self._kept = self.done
-
-    @property
-    def _resumes(self) -> bool:
-        """Captions of all frames together need them all."""
-        return self._job.video.mode == "per_frame"
+        return not self.lost

@@ -28,7 +28,7 @@ from captioner.celery import create_app
 from captioner.domain import CaptionRequest, Job, JobState, Lane, Source
 from captioner.errors import InvalidRequestError, JobNotFoundError
 from captioner.options import GenerationOptions
-from captioner.request_json import alt_text_from, options_from, video_from
+from captioner.request_json import alt_text_from, lane_of, options_from, video_from
 from captioner.settings import Settings, load_settings
 from captioner.store import Cursor, Submission, open_store
 from captioner.submitting import Refusal, add_each, dispatch
@@ -83,7 +83,7 @@ class Jobs(AbstractContextManager["Jobs"]):
         video: Mapping[str, Any] | VideoOptions | None = None,
         client_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
-        lane: Lane = Lane.INTERACTIVE,
+        lane: Lane | None = None,
         deadline_at: datetime | None = None,
         webhook_url: str | None = None,
     ) -> Job:
@@ -102,7 +102,8 @@ class Jobs(AbstractContextManager["Jobs"]):
                 `{"strategy": "interval", "interval_seconds": 10}`; they may be in `options`, too.
             client_key: your own key of at most 255 characters.
             metadata: anything JSON can hold; echoed in results.
-            lane: `bulk` lets interactive jobs overtake.
+            lane: `bulk` lets interactive jobs overtake; by default it is `video` for what has video
+                options, or the suffix or media type of a video, else `interactive`.
             deadline_at: with a time zone; the job expires if it has not ended by then.
             webhook_url: who is told how the job ended, by a signed webhook.
 
@@ -118,14 +119,15 @@ class Jobs(AbstractContextManager["Jobs"]):
         elif not isinstance(video, VideoOptions):
             video = VideoOptions.from_mapping(video)
         defaults = self.settings.generation.model_dump()
+        found = Source(source)
         request = CaptionRequest(
-            source=Source(source),
+            source=found,
             options=options_from(options, prompt, defaults),
             alt_text=alt_text_from(options, defaults),
             video=video,
             client_key=client_key,
             metadata=metadata or {},
-            lane=lane,
+            lane=lane or lane_of(found, video, Lane.INTERACTIVE),
             deadline_at=deadline_at,
             webhook_url=webhook_url,
         )

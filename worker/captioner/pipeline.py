@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from captioner.domain import Caption, CaptionRequest, Frame, FrameCaptions
+from captioner.domain import Caption, CaptionRequest, Frame, FrameCaptions, Lane
 from captioner.engine import Engine
-from captioner.errors import CanceledError, ErrorCode, JobError
+from captioner.errors import CanceledError, ErrorCode, HandedBackError, JobError
 from captioner.frame_log import FrameLog
 from captioner.joint import JointFrames
 from captioner.media import HostSlots
@@ -29,7 +29,8 @@ from captioner.providers import Providers
 from captioner.sampling import Sampler
 from captioner.settings import MediaSettings
 
-#: Most frames of one job that wait for the engine; a long video is not held in memory.
+#: Most frames of one job that are with the engine, or have captions that are not kept yet. A long
+#: video is not held in memory, and a crash costs no more than these.
 FRAMES_IN_FLIGHT = 16
 #: How often who waits for the engine looks whether the job is still wanted.
 CHECK_SECONDS = 0.25
@@ -107,22 +108,31 @@ class Pipeline:
         request: CaptionRequest,
         *,
         canceled: Callable[[], bool] | None = None,
+        stopping: Callable[[], bool] = lambda: False,
         log: FrameLog | None = None,
     ) -> Captioning:
         """Fetch and decode one source and give its frames to the engine; see `caption`.
 
         Returns when the engine has the last frame: what has many waits for room meanwhile. Frames
         that have captions by `log` are not captioned again, and it is told of the others.
+
+        Raises:
+            HandedBackError: `stopping` said that this worker ends, and the log has all of a video
+                that has captions; the others are for who goes on with it.
         """
         watch = _Watch(canceled, request.deadline_at)
-        captioning = Captioning(self._engine, self._providers, request, watch, log)
+        captioning = Captioning(self._engine, self._providers, request, watch, stopping, log)
         try:
             captioning.resume()
             stream = self._frames(request, watch, captioning)
-            with self._providers.counted(), closing(stream) as frames:
-                for frame in frames:
-                    captioning.add(frame)
-                captioning.complete()
+            try:
+                with self._providers.counted(), closing(stream) as frames:
+                    for frame in frames:
+                        captioning.add(frame)
+                    captioning.complete()
+            except HandedBackError:
+                captioning.put_down()
+                raise
         except BaseException:
             captioning.abandon()
             raise
@@ -146,7 +156,7 @@ class Pipeline:
             )
             with closing(stream) as frames:
                 while True:
-                    watch.check()
+                    captioning.look()
                     with watch.timed("decode"):
                         frame = next(frames, None)
                     if frame is None:
@@ -163,6 +173,7 @@ class Captioning:
         providers: Providers,
         request: CaptionRequest,
         watch: _Watch,
+        stopping: Callable[[], bool],
         log: FrameLog | None = None,
     ) -> None:
         """`engine` has none of the frames yet; `log` is told of those of a video."""
@@ -180,8 +191,11 @@ class Captioning:
         #: Of the frame that came last: what it gives holds for frames that repeat it.
         self._last: Future[list[Caption]] | None = None
         self._log = log
+        self._stopping = stopping
         #: What attempts before this one have done, by time.
         self._earlier: defaultdict[float, deque[FrameCaptions]] = defaultdict(deque)
+        #: How many frames there will be, if that is known.
+        self._expected: int | None = None
         #: True for a video, which the log is told of.
         self._logged = False
         #: Whoever has it may take frames: the one who waits for them all, or who has a look.
@@ -205,14 +219,14 @@ class Captioning:
 
         One that was done before costs none either: not every plugin leaves those out.
         """
+        self._expected = frame.expected_frames
         if self._joint_frames and frame.time_seconds is not None:
             self._joint_frames.add(frame)
             if self._request.video.mode == "joint":
                 return
         if self._earlier and self._was_done(frame):
             return
-        if len(self._waiting) == FRAMES_IN_FLIGHT:
-            self._take()
+        self._make_room()
         if self._last is None or not frame.repeated:
             request = self._request
             self._last = self._engine.submit(frame.pixels, request.options, request.lane)
@@ -221,6 +235,19 @@ class Captioning:
         if self._log and frame.time_seconds is not None:
             self._logged = True
             self._take_done()
+
+    def _make_room(self) -> None:
+        while len(self._waiting) + self._unkept >= FRAMES_IN_FLIGHT:
+            if self._unkept and self._log and self._log.keep():
+                continue
+            if len(self._waiting) < FRAMES_IN_FLIGHT:
+                return  # a database that is away does not hold the video up
+            self._take()
+            self._take_what_is_done()
+
+    @property
+    def _unkept(self) -> int:
+        return self._log.unkept if self._log else 0
 
     def _was_done(self, frame: Frame) -> bool:
         known = self._earlier.get(frame.time_seconds) if frame.time_seconds is not None else None
@@ -262,17 +289,41 @@ class Captioning:
             future.add_done_callback(one_done)
 
     def look(self) -> None:
-        """Take what the engine has done, and raise when no more is wanted; see `Pipeline.caption`.
+        """Take what the engine has done, and raise when no more is wanted; see `Pipeline.begin`.
 
         To be called now and then by who waits for a decoder.
         """
         self._watch.check()
         self._take_done()
+        if self._stopping() and self._can_be_put_down:
+            raise HandedBackError("the worker ends")
+
+    @property
+    def _can_be_put_down(self) -> bool:
+        """True for a video with frames still to come whose others need not be done again."""
+        if not (self._log and self._log.resumes):
+            return False
+        if self._expected is not None:
+            return len(self._done) + len(self._waiting) < self._expected
+        return self._logged or self._request.lane is Lane.VIDEO
+
+    def put_down(self) -> None:
+        """Have kept what the engine has done or is about; let it drop the rest."""
+        with self._taking:
+            while self._waiting and self._waiting[-1][1].cancel():
+                self._waiting.pop()
+            try:
+                while self._waiting:
+                    self._take()
+            finally:  # an engine that fails meanwhile takes nothing of what was done before
+                if self._log:
+                    self._log.keep()
 
     def check(self) -> None:
         """Give up, and raise, when the result is not wanted any more; see `Pipeline.caption`."""
         try:
-            self.look()
+            self._watch.check()
+            self._take_done()
         except BaseException:
             self.abandon()
             raise
@@ -302,9 +353,12 @@ class Captioning:
         if not (self._log and self._logged):
             return
         with self._taking:
-            while self._waiting and self._waiting[0][1].done():
-                self._take()
+            self._take_what_is_done()
             self._log.keep_now_and_then()
+
+    def _take_what_is_done(self) -> None:
+        while self._waiting and self._waiting[0][1].done():
+            self._take()
 
     def _take(self) -> None:
         seen, future = self._waiting[0]

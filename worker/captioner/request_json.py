@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import PurePosixPath
 from typing import Any
 from uuid import UUID
 
+from captioner.containers import VIDEO_SUFFIXES
 from captioner.domain import CaptionRequest, Lane, Source
 from captioner.errors import InvalidRequestError
 from captioner.options import AltTextOptions, GenerationOptions
@@ -56,8 +58,22 @@ def video_from(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> VideoOp
     return VideoOptions.from_mapping(given.get("video", defaults.get("video", {})))
 
 
+def lane_of(source: Source, video: VideoOptions, otherwise: Lane) -> Lane:
+    """The lane of a request that names none: what looks like a video waits among the videos.
+
+    It does by its media type, its suffix, or options that only a video has. What a file really is
+    its content says, which nobody has seen yet.
+    """
+    if source.scheme == "data":
+        looks = source.uri[5:11].lower() == "video/"
+    else:
+        name = source.path if source.scheme == "file" else source.display.partition("?")[0]
+        looks = PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
+    return Lane.VIDEO if looks or video != VideoOptions() else otherwise
+
+
 def request_from_item(fields: object, defaults: Mapping[str, Any]) -> CaptionRequest:
-    """The request of one line of a file; it waits in the bulk lane.
+    """The request of one line of a file; it waits in the bulk lane, or in that of videos.
 
     Args:
         fields: what the line holds, already read as JSON.
@@ -67,7 +83,7 @@ def request_from_item(fields: object, defaults: Mapping[str, Any]) -> CaptionReq
         InvalidRequestError: it cannot be used; the text names the field.
     """
     given = _object(fields, ITEM_FIELDS)
-    return _request(given, defaults, lane=Lane.BULK)
+    return _request(given, defaults, None, otherwise=Lane.BULK)
 
 
 def request_from_message(fields: object, defaults: Mapping[str, Any]) -> CaptionRequest:
@@ -84,14 +100,14 @@ def request_from_message(fields: object, defaults: Mapping[str, Any]) -> Caption
     request_id = as_uuid(given.get("id"))
     if request_id is None:
         raise InvalidRequestError("id must be a UUID, as text")
-    lane = given.get("lane", Lane.INTERACTIVE)
-    if lane not in list(Lane):
+    lane = given.get("lane")
+    if "lane" in given and lane not in list(Lane):
         raise InvalidRequestError(f"lane must be {' or '.join(Lane)}")
     return _request(
         given,
         defaults,
+        Lane(lane) if lane else None,
         id=request_id,
-        lane=Lane(lane),
         deadline_at=_time(given.get("deadline")),
     )
 
@@ -124,7 +140,11 @@ def _object(fields: object, known: frozenset[str]) -> Mapping[str, Any]:
 
 
 def _request(
-    given: Mapping[str, Any], defaults: Mapping[str, Any], **placed: Any
+    given: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    lane: Lane | None,
+    otherwise: Lane = Lane.INTERACTIVE,
+    **placed: Any,
 ) -> CaptionRequest:
     prompt, options = given.get("prompt"), given.get("options") or {}
     metadata, client_key = given.get("metadata") or {}, given.get("client_key")
@@ -137,11 +157,13 @@ def _request(
         if value is not None and not isinstance(value, kind):
             wanted = "a text" if kind is str else "a JSON object"
             raise InvalidRequestError(f"{name} must be {wanted}")
+    source, video = Source(given.get("source", "")), video_from(options, defaults)
     return CaptionRequest(
-        source=Source(given.get("source", "")),
+        source=source,
         options=options_from(options, prompt, defaults),
         alt_text=alt_text_from(options, defaults),
-        video=video_from(options, defaults),
+        video=video,
+        lane=lane or lane_of(source, video, otherwise),
         client_key=client_key,
         metadata=metadata,
         webhook_url=given.get("webhook_url"),

@@ -164,6 +164,7 @@ class CaptionService:
                 model,
                 self._retry,
                 self._in_hand.canceled(job),
+                self._stopping.is_set,
                 FrameLog(job, model, load=self._recorded_frames, keep=keep),
                 spawn,
             )
@@ -319,7 +320,11 @@ class CaptionService:
         self._in_hand.cancel([claim for claim in self._in_hand.claims() if claim[0] in job_ids])
 
     def stop_taking(self) -> None:
-        """From now on claimed jobs that have not begun are handed back; what runs goes on."""
+        """From now on nothing is begun, and what runs goes on.
+
+        Claimed jobs that have not begun are handed back, and so are videos in the middle, once the
+        frames that the engine is about are kept.
+        """
         self._stopping.set()
         self._room.stop_waiting()
 

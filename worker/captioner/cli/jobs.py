@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,15 +39,14 @@ from captioner.cli.requests import (
     parse_source,
     parse_video,
 )
-from captioner.containers import VIDEO_SUFFIXES
-from captioner.domain import CaptionRequest, Job, JobState, Lane, Source
+from captioner.domain import CaptionRequest, Job, JobState, Lane
 from captioner.errors import CaptionerError, InvalidRequestError
 from captioner.jobs import Jobs
 from captioner.logs import configure_logging
 from captioner.options import options_mapping
+from captioner.request_json import lane_of
 from captioner.settings import Settings
 from captioner.timeline import segments
-from captioner.video_options import VideoOptions
 from captioner.vtt import web_vtt
 
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", show_default=False)]
@@ -144,16 +143,16 @@ def submit(
             return
         requests = [
             CaptionRequest(
-                source=parse_source(text),
+                source=source,
                 options=options,
                 alt_text=alt_text,
                 video=video,
                 client_key=client_key,
                 metadata=echoed,
                 webhook_url=webhook_url,
-                lane=_lane(text, video, bulk=bulk),
+                lane=lane_of(source, video, Lane.BULK if bulk else Lane.INTERACTIVE),
             )
-            for text in sources
+            for source in map(parse_source, sources)
         ]
         submitted = [submission.job for submission in jobs.submit_all(requests)]
         undispatched = sum(job.dispatched_at is None for job in submitted)
@@ -170,14 +169,6 @@ def submit(
         else:
             for job in submitted:
                 typer.echo(f"{job.id}  {job.state}  {job.source.display}")
-
-
-def _lane(source: str, video: VideoOptions, *, bulk: bool) -> Lane:
-    """A guess that costs nothing when it is wrong: what is a video, its content says."""
-    suffix = PurePosixPath(Source(source).display.partition("?")[0]).suffix.lower()
-    if suffix in VIDEO_SUFFIXES or video != VideoOptions():
-        return Lane.VIDEO
-    return Lane.BULK if bulk else Lane.INTERACTIVE
 
 
 def _submit_bulk(

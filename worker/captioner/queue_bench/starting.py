@@ -30,7 +30,7 @@ def running_noop(settings: Settings, folder: Path) -> Iterator[Worker]:
     settings = with_prefix(settings, f"{settings.broker.key_prefix}noop:")
     hostname = f"noop{os.getpid()}@bench"
     arguments = ["-m", noop.__name__, hostname, str(settings.concurrency)]
-    with running(arguments, _environment(settings), folder / "noop.log") as process:
+    with running(arguments, worker_environment(settings), folder / "noop.log") as process:
         worker = NoopWorker(process, settings, hostname)
         worker.wait_until_ready()
         yield worker
@@ -41,10 +41,10 @@ def running_captioner(settings: Settings, plan: Plan, folder: Path) -> Iterator[
     """`captioner worker` as it is, with the null model unless the plan names another."""
     hostname = f"captioner{os.getpid()}@bench"
     source = _make_source(plan, folder)
-    _install_plugin(folder)
+    install_plugin(folder)
     size = DECODED_SIZE if plan.decode else UNDECODED_SIZE
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = _environment(settings) | {
+    environment = worker_environment(settings) | {
         "PYTHONPATH": os.pathsep.join(paths),
         "CAPTIONER_DATABASE__URL": settings.database_url,
         "CAPTIONER_MODEL__ID": plan.model_id or f"{null_model.ID_PREFIX}{size}",
@@ -67,7 +67,8 @@ def running_captioner(settings: Settings, plan: Plan, folder: Path) -> Iterator[
         engine.dispose()
 
 
-def _environment(settings: Settings) -> dict[str, str]:
+def worker_environment(settings: Settings) -> dict[str, str]:
+    """This process's environment, and what was made for the measurement."""
     return dict(os.environ) | {
         "CAPTIONER_BROKER__URL": settings.broker_url,
         "CAPTIONER_BROKER__KEY_PREFIX": settings.broker.key_prefix,
@@ -89,7 +90,7 @@ def _make_source(plan: Plan, folder: Path) -> Path:
     return path
 
 
-def _install_plugin(folder: Path) -> None:
+def install_plugin(folder: Path) -> None:
     """Name the plugin as an installed distribution would, in a folder of `PYTHONPATH`."""
     info = folder / f"{PLUGIN}-{version('captioner')}.dist-info"
     info.mkdir()

@@ -42,18 +42,14 @@ class Ran(NamedTuple):
     seconds: float
 
 
-class Worker(ABC):
-    """A running worker that can be given work."""
+class RunningWorker:
+    """A worker process that answers."""
 
-    def __init__(
-        self, process: WorkerProcess, settings: Settings, app: Celery, hostname: str
-    ) -> None:
+    def __init__(self, process: WorkerProcess, app: Celery, hostname: str) -> None:
         """`app` reaches the worker, and `hostname` is its name there."""
         self._process = process
-        self._settings = settings
         self._app = app
         self._hostname = hostname
-        self._redis: redis.Redis = redis.Redis.from_url(settings.broker_url)
 
     def wait_until_ready(self) -> None:
         """Return when it answers.
@@ -71,6 +67,27 @@ class Worker(ABC):
         """What the worker answers to a remote-control command; None when it does not."""
         return remote.ask(self._app, self._hostname, command, **arguments)
 
+    def check(self) -> None:
+        """Raise `CaptionerError` when it has ended."""
+        self._process.check()
+
+    def engine(self) -> dict[str, Any]:
+        """What its engine has done so far; see `EngineStats`."""
+        stats: dict[str, Any] = self.ask(remote.engine_stats.__name__)
+        return stats
+
+
+class Worker(RunningWorker, ABC):
+    """One that can be given the same work again and again."""
+
+    def __init__(
+        self, process: WorkerProcess, settings: Settings, app: Celery, hostname: str
+    ) -> None:
+        """See `RunningWorker`; `settings` are the worker's."""
+        super().__init__(process, app, hostname)
+        self._settings = settings
+        self._redis: redis.Redis = redis.Redis.from_url(settings.broker_url)
+
     def run(self, side: Side, jobs: int) -> Round:
         """Fill its queue, then let it work until the last job has ended.
 
@@ -78,11 +95,11 @@ class Worker(ABC):
             CaptionerError: not all of them succeeded, or nothing happens any more.
         """
         queue = Queue(self._redis, self._settings, self._publish(side, jobs))
-        engine_before, cpu_before = self._engine(), self._process.cpu_seconds
+        engine_before, cpu_before = self.engine(), self._process.cpu_seconds
         queue.open()
         ran = self._wait(queue, jobs)
         cpu_seconds = self._process.cpu_seconds - cpu_before
-        grown = {name: value - engine_before[name] for name, value in self._engine().items()}
+        grown = {name: value - engine_before[name] for name, value in self.engine().items()}
         return Round(
             jobs=jobs,
             seconds=ran.seconds,
@@ -117,10 +134,6 @@ class Worker(ABC):
     def _ran(self, jobs: int) -> Ran:
         """How far the round has come."""
 
-    def _engine(self) -> dict[str, Any]:
-        """What the worker's engine has done so far."""
-        return {}
-
 
 class NoopWorker(Worker):
     """Stock Celery, whose task does nothing."""
@@ -140,6 +153,10 @@ class NoopWorker(Worker):
     def _ran(self, jobs: int) -> Ran:  # noqa: ARG002
         count, *times = self.ask(noop.noop_times.__name__, skip=self._before)
         return Ran(int(count), times[-1] - times[0] if times else 0.0)
+
+    def engine(self) -> dict[str, Any]:
+        """Nothing: it has none."""
+        return {}
 
 
 class CaptionWorker(Worker):
@@ -187,7 +204,3 @@ class CaptionWorker(Worker):
                 f"{ended.succeeded} of {jobs} jobs succeeded; the log is {self._process.log}"
             )
         return Ran(jobs, ended.seconds)
-
-    def _engine(self) -> dict[str, Any]:
-        stats: dict[str, Any] = self.ask(remote.engine_stats.__name__)
-        return stats

@@ -7,8 +7,10 @@ import typer
 from captioner.cli.bench.events import events
 from captioner.cli.bench.model import model
 from captioner.cli.bench.queue import queue
+from captioner.cli.bench.videos import videos
 
 app = typer.Typer(help="Speed, measured.", no_args_is_help=True, rich_markup_mode=None)
 app.command("model")(model)
 app.command("queue")(queue)
 app.command("events")(events)
+app.command("videos")(videos)

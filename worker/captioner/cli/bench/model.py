@@ -29,6 +29,16 @@ SCENE_SEED = 17
 LEAST_BATCHES = 30
 
 
+RandomWeights = Annotated[
+    bool,
+    typer.Option(
+        "--random-weights",
+        help="BLIP-large with random weights, 1.8 GB, made in the folder --model names, or in "
+        "the user's cache, where it is not there yet.",
+    ),
+]
+
+
 class Against(StrEnum):
     """What there is to compare with."""
 
@@ -79,14 +89,7 @@ def model(
         bool,
         typer.Option("--also-default", help="Also transformers as it loads by default: float32."),
     ] = False,
-    random_weights: Annotated[
-        bool,
-        typer.Option(
-            "--random-weights",
-            help="BLIP-large with random weights, 1.8 GB, made in the folder --model names, or in "
-            "the user's cache, where it is not there yet.",
-        ),
-    ] = False,
+    random_weights: RandomWeights = False,
     batches: Annotated[
         int | None,
         typer.Option(
@@ -101,11 +104,7 @@ def model(
     Same pictures, same number of tokens, both in one run in alternation, warm-up left out. Timed
     is what lies between pixels of the model's size and tokens.
     """
-    if random_weights:
-        # A model that the environment names is for other commands, and no folder to write to.
-        source = context.get_parameter_source("model_id")
-        given = model_id if source is not None and source.name == "COMMANDLINE" else None
-        model_id = str(_random_weights(given))
+    model_id = model_of(context, model_id, random_weights=random_weights)
     settings = settings_from(model__id=model_id, model__device=device, model__dtype=dtype)
     configure_logging(settings.log.model_copy(update={"level": "ERROR"}))
     # Here, because the other commands run where the extra `worker` is not installed.
@@ -123,6 +122,16 @@ def model(
     report = _report(settings, plan, against, batches)
     write_report(report, json_file)
     _print(report)
+
+
+def model_of(context: typer.Context, model_id: str | None, *, random_weights: bool) -> str | None:
+    """The model that `--model` and `--random-weights` ask for together."""
+    if not random_weights:
+        return model_id
+    # A model that the environment names is for other commands, and no folder to write to.
+    source = context.get_parameter_source("model_id")
+    given = model_id if source is not None and source.name == "COMMANDLINE" else None
+    return str(_random_weights(given))
 
 
 def _random_weights(given: str | None) -> Path:
