@@ -11,6 +11,9 @@ import pytest
 from captioner.room import Room
 from processes import wait_until
 
+#: A room that lets nobody in, or everybody, would otherwise be waited for.
+pytestmark = pytest.mark.timeout(30)
+
 
 def test_messages_go_in_while_there_is_room_and_wait_when_there_is_none() -> None:
     room = Room(10)
@@ -73,3 +76,24 @@ def test_nobody_waits_once_the_worker_stops() -> None:
             done, _ = wait(messages, timeout=10)
             assert len(done) == 2
         executor.submit(message).result(10)
+
+
+def test_what_has_left_makes_room_before_the_message_ends() -> None:
+    room, entered = Room(4), threading.Event()
+
+    def message() -> None:
+        with room.taken(4):
+            entered.set()
+
+    with ThreadPoolExecutor(1) as executor, room.taken(4) as leave:
+        waiting = executor.submit(message)
+        assert not entered.wait(0.1)
+        leave(1)
+        assert entered.wait(10)
+        leave(3)
+        waiting.result(10)
+    # As many are inside as before: none was counted twice.
+    with ThreadPoolExecutor(1) as executor, room.taken(4):
+        entered.clear()
+        waiting = executor.submit(message)
+        assert not entered.wait(0.1)
