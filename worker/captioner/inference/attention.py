@@ -35,9 +35,25 @@ def attend_few(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         key: `[B, H, N, D]`.
         value: like the keys.
     """
-    scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
-    seen: Tensor = scores.softmax(-1).to(value.dtype) @ value
-    return seen
+    return shares(query, key, query.shape[-1] ** -0.5) @ value
+
+
+def shares(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """How much of each key's value a query gets: softmax of their products, in float32 between.
+
+    The keys come first in the product: oneDNN reads the first factor as it lies in memory, and
+    copies the second into a layout of its own at each call, which should be the smaller one.
+
+    Args:
+        query: `[…, Q, D]`.
+        key: `[…, N, D]`.
+        scale: of the products.
+
+    Returns:
+        `[…, Q, N]`, in the type of the keys.
+    """
+    scores = (key @ query.transpose(-1, -2)).transpose(-1, -2).contiguous().float()
+    return scores.mul_(scale).softmax(-1).to(key.dtype)
 
 
 def fastest_attention(

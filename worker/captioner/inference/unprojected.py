@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captioner.inference.attention import attend_few
+from captioner.inference.attention import attend_few, shares
 from captioner.inference.blip import Cache, TextLayer
 from captioner.inference.captions import Captions
 from captioner.inference.runners import EagerRunner
@@ -59,8 +59,7 @@ class FewQueries:
         # `[H, B × Q, D]` to `[B, H × Q, W]`: one product a head, then one an image.
         asked = query.transpose(0, 1).reshape(heads, images * queries, size) @ self._keys
         asked = asked.view(heads, images, queries, -1).transpose(0, 1).flatten(1, 2)
-        scores = (asked @ states.transpose(1, 2)).float() * size**-0.5
-        mean = scores.softmax(-1).to(states.dtype) @ states
+        mean = shares(asked, states, size**-0.5) @ states
         # And back.
         mean = mean.view(images, heads, queries, -1).transpose(0, 1).flatten(1, 2)
         values: Tensor = mean @ self._values + self._bias
