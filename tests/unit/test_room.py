@@ -35,12 +35,16 @@ def test_messages_go_in_while_there_is_room_and_wait_when_there_is_none() -> Non
 
     with ThreadPoolExecutor(6) as executor:
         messages = [executor.submit(message, 6) for _ in range(6)]
-        wait_until(lambda: len(inside) == 2)  # the second one exceeds the room, as it may
-        for left in range(6, 0, -1):
-            assert len(inside) == min(2, left)
-            leave.release()
-            done, then = 7 - left, min(2, left - 1)
-            wait_until(partial(settled, done, then))
+        try:
+            wait_until(lambda: len(inside) == 2)  # the second one exceeds the room, as it may
+            for left in range(6, 0, -1):
+                assert len(inside) == min(2, left)
+                leave.release()
+                done, then = 7 - left, min(2, left - 1)
+                wait_until(partial(settled, done, then))
+        finally:
+            room.stop_waiting()
+            leave.release(6)  # or a failure would wait for them
     assert max(most) == 12
     assert not any(one.exception() for one in messages)
 
