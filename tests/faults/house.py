@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from uuid import UUID
 
 from PIL import Image
 from redis import Redis
-from sqlalchemy import Engine, create_engine, func, select, update
+from sqlalchemy import Engine, create_engine, false, func, select, update
 
 from captioner.celery import QUEUES, publish
 from captioner.domain import CaptionRequest, JobState, Lane, Source
@@ -155,6 +156,15 @@ class House:
                         dispatched_at=row.dispatched_at and row.dispatched_at - ago,
                     )
                 )
+
+    def freeze(self, worker: Worker) -> None:
+        """Stop a worker's process, at a moment when it does not write.
+
+        SQLite has one writer: stopped within its transaction, it would keep everybody out.
+        """
+        with self.database.begin() as connection:
+            connection.execute(update(JobRow).where(false()).values(attempt=0))  # the lock is ours
+            os.kill(worker.process.pid, signal.SIGSTOP)
 
     def workers(self) -> int:
         """Workers that SQL knows of."""

@@ -208,7 +208,7 @@ def test_a_worker_that_was_frozen_comes_back(house: House) -> None:
     with house.worker(FAULTY_SECONDS="0.2") as frozen, house.worker() as other:
         house.jobs.submit_all(requests)
         house.wait_until_busy()
-        os.kill(frozen.process.pid, signal.SIGSTOP)
+        house.freeze(frozen)
         house.let_pass(minutes=11)  # as above
         house.wait_until_done()
         os.kill(frozen.process.pid, signal.SIGCONT)
