@@ -54,7 +54,7 @@ def checked(
     """
     try:
         expected = work()[:images].clone()
-        undo()
+        undo()  # to record is to do it again, and after the last token there is no room for one
         run_again, result = record(work)
         result.zero_()
         undo()
