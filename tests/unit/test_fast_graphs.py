@@ -226,3 +226,13 @@ def test_prompts_of_many_lengths_share_recordings(folder: Path) -> None:
         assert model.generate(pictures(2), options) == eager.generate(pictures(2), options)
     # The beginning and the steps of two images; and of one, where the other had ended.
     assert stand_in.recorded <= 3
+
+
+def test_recordings_do_not_pile_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "_MOST_RECORDINGS", 3)
+    model, eager = load(folder, StandIn()), load(folder)
+    for count in (1, 2, 4, 8, 1, 3):
+        assert tokens(model.generate(pictures(count), OPTIONS)) == tokens(
+            eager.generate(pictures(count), OPTIONS)
+        )
+        assert all(len(one.recordings) <= 3 for one in model._runner._kept.values())

@@ -27,6 +27,8 @@ from captioner.options import PAPER, GenerationOptions
         ({"top_p": 1.1}, "top_p"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"length_penalty": math.inf}, "length_penalty"),
+        ({"length_penalty": 100.5}, "length_penalty must be from -100 to 100"),
+        ({"length_penalty": -101}, "length_penalty must be from -100 to 100"),
         ({"do_sample": True, "num_beams": 3}, "do_sample"),
         ({"do_sample": 1, "num_beams": 1}, "do_sample"),
         ({"num_return_sequences": 4}, "num_return_sequences"),

@@ -26,7 +26,7 @@ def test_every_way_to_redis_is_guarded(scheme: str, tmp_path: Path) -> None:
     url = f"{scheme}://127.0.0.1:1/0"
     options = broker_options(settings(url, tmp_path))
     # kombu is untyped.
-    connection: Any = Connection(url, transport_options=options)  # type: ignore[no-untyped-call]
+    connection: Any = Connection(url, transport_options=options)  # type: ignore[no-untyped-call]  # kombu has no types
     channel = connection.get_transport_cls().Channel
     assert issubclass(channel, GuardedChannel)
     assert channel.QoS is GuardedQoS
@@ -41,7 +41,7 @@ def test_every_way_to_redis_is_guarded(scheme: str, tmp_path: Path) -> None:
 def test_a_channel_that_outlives_its_connection_has_lost_it(redis_url: str, tmp_path: Path) -> None:
     """Then Celery connects again; of any other error the worker would end."""
     options = broker_options(settings(redis_url, tmp_path))
-    connection: Any = Connection(redis_url, transport_options=options)  # type: ignore[no-untyped-call]
+    connection: Any = Connection(redis_url, transport_options=options)  # type: ignore[no-untyped-call]  # kombu has no types
     channel, transport = connection.default_channel, connection.transport
     with channel.conn_or_acquire() as client:
         assert client.ping()

@@ -42,6 +42,9 @@ _MOST_CAPTIONS = 8
 _SLOTS = 32
 #: Sets of buffers kept, those longest unused let go first.
 _MOST_BUFFERS = 3
+#: Recordings on one set of buffers: clients choose how long prompts are, and must not fill the
+#: memory with them.
+_MOST_RECORDINGS = 64
 
 
 @dataclass(slots=True)
@@ -153,6 +156,8 @@ class GraphRunner:
             run_again, result = buffers.recordings[key]
             run_again()
             return result[:images]
+        if len(buffers.recordings) >= _MOST_RECORDINGS:
+            buffers.recordings.clear()
         try:
             buffers.recordings[key] = self._recorded(buffers.first(rows, decoding), images, work)
         except RuntimeError as error:
@@ -172,7 +177,7 @@ class GraphRunner:
     def _recorded(
         self, decoding: Decoding, images: int, work: Work
     ) -> tuple[Callable[[], None], Tensor]:
-        """See `checked`, which this is."""
+        """Record some work, and leave it done once; see `checked`."""
         # The cache is left out: what is written there twice is the same.
         state = [*decoding.captions.tensors(), *decoding.search.tensors()]
         before = [tensor.clone() for tensor in state]

@@ -104,7 +104,7 @@ def block_ngrams(scores: Tensor, captions: Captions, size: int, asked: Tensor) -
     blocked = torch.zeros(
         *scores.shape[:2], size_of_vocabulary + 1, dtype=torch.bool, device=scores.device
     )
-    return scores.masked_fill(blocked.scatter_(2, tokens, True)[..., :-1], -math.inf)  # noqa: FBT003
+    return scores.masked_fill(blocked.scatter_(2, tokens, True)[..., :-1], -math.inf)  # noqa: FBT003 (as torch has it)
 
 
 def warp(scores: Tensor, options: GenerationOptions) -> Tensor:

@@ -23,7 +23,7 @@ class RecordOnCuda:
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """Run it once, and record it."""
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # has no types
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             run()  # libraries set up their work space at the first run, which cannot be recorded
