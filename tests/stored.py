@@ -9,18 +9,10 @@ from uuid import UUID, uuid4
 from sqlalchemy import text
 
 from captioner.deliveries import Delivery, Expansion, Target
-from captioner.domain import (
-    Caption,
-    CaptionRequest,
-    Job,
-    JobFailure,
-    JobState,
-    Outcome,
-    Requeue,
-    Source,
-)
+from captioner.domain import Caption, CaptionRequest, Job, JobFailure, JobState, Outcome, Requeue
 from captioner.errors import ErrorCode
 from captioner.events import DeliveryState, Event
+from captioner.source import Source
 from captioner.store import Store
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)

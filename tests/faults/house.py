@@ -18,8 +18,9 @@ from redis import Redis
 from sqlalchemy import Engine, create_engine, false, func, select, update
 
 from captioner.celery import QUEUES, publish
-from captioner.domain import CaptionRequest, JobState, Lane, Source
+from captioner.domain import CaptionRequest, JobState, Lane
 from captioner.jobs import Jobs
+from captioner.source import Source
 from captioner.store import upgrade
 from captioner.store.models import CaptionRow, EventRow, JobRow, WorkerRow
 from distributions import install

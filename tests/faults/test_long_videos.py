@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from sqlalchemy import select
 
-from captioner.domain import CaptionRequest, JobState, Lane, Source
+from captioner.domain import CaptionRequest, JobState, Lane
 from captioner.pipeline import FRAMES_IN_FLIGHT
+from captioner.source import Source
 from captioner.store.models import FrameRow
 from captioner.video_options import VideoOptions
 from faults.house import House, Ledger, children, kill, lives

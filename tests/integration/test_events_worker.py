@@ -12,9 +12,10 @@ from celery import Celery
 from sqlalchemy import create_engine, select
 
 from captioner.celery import DELIVER_TASK, EVENTS_QUEUE, create_app, publish
-from captioner.domain import CaptionRequest, JobState, Lane, Source
+from captioner.domain import CaptionRequest, JobState, Lane
 from captioner.events import DeliveryState
 from captioner.jobs import Jobs
+from captioner.source import Source
 from captioner.store import Store, create_store_engine, upgrade
 from captioner.store.models import WorkerRow
 from deliverers import RECORDER, recorded

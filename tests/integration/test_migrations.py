@@ -14,8 +14,9 @@ from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
-from captioner.domain import CaptionRequest, Source
+from captioner.domain import CaptionRequest
 from captioner.errors import SchemaError
+from captioner.source import Source
 from captioner.store import Store, create_store_engine, current, head, require_current, upgrade
 from captioner.store.models import Base
 from captioner.store.schema import alembic_config, downgrade, migrating

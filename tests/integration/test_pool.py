@@ -21,8 +21,9 @@ from sqlalchemy import create_engine, text
 import captioner.demo
 from captioner.celery import create_app, publish
 from captioner.demo.scenes import draw, scenes
-from captioner.domain import CaptionRequest, JobState, Lane, Source
+from captioner.domain import CaptionRequest, JobState, Lane
 from captioner.jobs import Jobs
+from captioner.source import Source
 from captioner.store import upgrade
 from hosts import HeldPictures
 from processes import Worker, environment, running_worker, settings_of

@@ -13,9 +13,10 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from captioner.domain import Caption, CaptionRequest, Job, JobState, Outcome, Source
+from captioner.domain import Caption, CaptionRequest, Job, JobState, Outcome
 from captioner.errors import DuplicateClientKeyError
 from captioner.options import GenerationOptions
+from captioner.source import Source
 from captioner.store import Lost, Store, create_store_engine, upgrade
 
 if TYPE_CHECKING:

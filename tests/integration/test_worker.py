@@ -13,9 +13,10 @@ from sqlalchemy import create_engine, text
 
 from captioner.celery import create_app
 from captioner.demo.scenes import draw, scenes
-from captioner.domain import CaptionRequest, JobState, Source
+from captioner.domain import CaptionRequest, JobState
 from captioner.jobs import Jobs
 from captioner.options import GenerationOptions
+from captioner.source import Source
 from captioner.store import upgrade
 from checkpoints import save_tiny_blip
 from processes import captioner, environment, running_worker, settings_of

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from captioner.domain import CaptionRequest, Media, Source
+from captioner.domain import CaptionRequest, Media
 from captioner.options import GenerationOptions
 from captioner.queue_bench import null_model
 from captioner.queue_bench.plan import Round, Side
 from captioner.queue_bench.processes import running
 from captioner.queue_bench.run import summary
 from captioner.settings import ModelSettings, Settings
+from captioner.source import Source
 from processes import captioner, environment, wait_until
 
 REDIS = ["--broker", "redis://127.0.0.1:1/0"]

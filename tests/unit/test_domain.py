@@ -4,14 +4,10 @@ import pickle
 
 import pytest
 
-from captioner.domain import (
-    MAX_INLINE_CHARACTERS,
-    CaptionRequest,
-    JobState,
-    Source,
-    webhook_display,
-)
+from captioner.domain import CaptionRequest, JobState
 from captioner.errors import ErrorCode, InvalidRequestError, JobError, PluginError
+from captioner.source import MAX_INLINE_CHARACTERS, Source
+from captioner.webhook_url import webhook_display
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from captioner import Caption, FrameCaptions, VideoOptions, frame_log
-from captioner.domain import CaptionRequest, Job, Lane, Progress, Source
+from captioner.domain import CaptionRequest, Job, Lane, Progress
 from captioner.errors import StoreUnavailableError
 from captioner.frame_log import FrameLog
+from captioner.source import Source
 from captioner.store import Store
 from captioner.testing import FakeCaptionModel, memory_store
 from captioner.video_options import Mode

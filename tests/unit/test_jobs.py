@@ -14,11 +14,12 @@ import pytest
 from pydantic import SecretStr
 
 from captioner import jobs as door
-from captioner.domain import CaptionRequest, JobState, Lane, Source
+from captioner.domain import CaptionRequest, JobState, Lane
 from captioner.errors import DuplicateClientKeyError, InvalidRequestError, JobNotFoundError
 from captioner.jobs import Jobs
 from captioner.republishing import UNDISPATCHED_AFTER, Republisher
 from captioner.settings import BrokerSettings, GenerationSettings, Settings
+from captioner.source import Source
 
 UNKNOWN = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from captioner import real_files
-from captioner.domain import Source
 from captioner.errors import ErrorCode, JobError
 from captioner.media import decode_image, open_source
 from captioner.media.files import _inside
 from captioner.settings import MediaSettings
+from captioner.source import Source
 from pictures import jpeg
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ from pathlib import Path
 import httpcore
 import pytest
 
-from captioner.domain import Source
 from captioner.errors import ErrorCode, JobError
 from captioner.media import open_source, post_http
 from captioner.media.guard import Guard
 from captioner.media.http import open_http
 from captioner.media.lookups import resolve_host
 from captioner.settings import MediaSettings
+from captioner.source import Source
 from processes import wait_until
 from sites import PHOTO, Server, running_site
 

@@ -11,13 +11,13 @@ import httpcore
 import pytest
 
 from captioner.allowed_hosts import parse_allowed_hosts
-from captioner.domain import Source
 from captioner.errors import ErrorCode, JobError
 from captioner.media import decode_image, lookups, open_source
 from captioner.media.http import open_http
 from captioner.media.lookups import resolve_host
 from captioner.media.network import Deadline, DeadlineBackend
 from captioner.settings import MediaSettings
+from captioner.source import Source
 from sites import PHOTO, Server, running_site
 
 if TYPE_CHECKING:

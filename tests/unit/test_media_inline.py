@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from captioner.domain import Source
 from captioner.errors import ErrorCode, JobError
 from captioner.media import decode_image, open_source
 from captioner.settings import MediaSettings
+from captioner.source import Source
 from pictures import jpeg
 
 if TYPE_CHECKING:

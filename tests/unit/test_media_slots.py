@@ -12,10 +12,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from captioner.domain import Lane, Source
+from captioner.domain import Lane
 from captioner.errors import HostBusyError
 from captioner.media import HostSlots, hosts
 from captioner.media.slots import Slots
+from captioner.source import Source
 
 SLOW = Source("https://slow.example/picture.jpg")
 FAST = Source("https://fast.example/picture.jpg")

@@ -18,7 +18,7 @@ from captioner.private_files import make_private_file, make_private_folder
 CODE = """
 import json, os, sys
 os.umask(int(sys.argv[1], 8))
-from captioner.domain import Source
+from captioner.source import Source
 from captioner.jobs import Jobs
 from captioner.settings import Settings
 from captioner.webhooks.encryption import open_cipher

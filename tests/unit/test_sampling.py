@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from captioner.domain import CaptionRequest, Frame, Lane, Media, Source
+from captioner.domain import CaptionRequest, Frame, Lane, Media
 from captioner.errors import CanceledError, CrashError, ErrorCode, JobError, PluginError
 from captioner.sampling import ChildSampler, InlineSampler, Sampler, open_plugins
 from captioner.sampling.wire import Ready, pack, unpack
 from captioner.settings import LogSettings, MediaSettings, PluginSettings
+from captioner.source import Source
 from distributions import install
 from pictures import bad_files, jpeg, png, zoo
 
@@ -499,7 +500,8 @@ PARENT = """
 import sys
 sys.path[:] = {path!r}
 from pathlib import Path
-from captioner.domain import CaptionRequest, Media, Source
+from captioner.domain import CaptionRequest, Media
+from captioner.source import Source
 from captioner.sampling import ChildSampler
 from captioner.settings import LogSettings, MediaSettings, PluginSettings
 sampler = ChildSampler(PluginSettings(enabled=("poison",)), MediaSettings(), LogSettings())

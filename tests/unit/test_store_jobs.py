@@ -20,7 +20,6 @@ from captioner.domain import (
     Lane,
     ModelInfo,
     Outcome,
-    Source,
 )
 from captioner.errors import (
     DuplicateClientKeyError,
@@ -29,6 +28,7 @@ from captioner.errors import (
     JobNotFoundError,
 )
 from captioner.options import GenerationOptions
+from captioner.source import Source
 from captioner.store import Cursor, Store, create_store_engine, upgrade
 
 if TYPE_CHECKING:

@@ -22,16 +22,9 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import text
 
-from captioner.domain import (
-    Caption,
-    CaptionRequest,
-    JobFailure,
-    JobState,
-    Outcome,
-    Requeue,
-    Source,
-)
+from captioner.domain import Caption, CaptionRequest, JobFailure, JobState, Outcome, Requeue
 from captioner.errors import DuplicateClientKeyError, ErrorCode
+from captioner.source import Source
 from captioner.store import Store, create_store_engine, upgrade
 
 TEXTS = st.text(max_size=8)

@@ -9,8 +9,9 @@ from uuid import uuid4
 
 import pytest
 
-from captioner.domain import CaptionRequest, JobFailure, JobState, Lane, Source
+from captioner.domain import CaptionRequest, JobFailure, JobState, Lane
 from captioner.errors import ErrorCode, InvalidRequestError
+from captioner.source import Source
 from captioner.store import Store, create_store_engine, upgrade
 from stored import BROKEN, NOON, again, claimed, events, submit, success
 

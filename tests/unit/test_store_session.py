@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import make_url, text
 
-from captioner.domain import CaptionRequest, Source
+from captioner.domain import CaptionRequest
 from captioner.errors import SchemaError, SettingsError, StoreUnavailableError
 from captioner.settings import Settings
+from captioner.source import Source
 from captioner.store import (
     Store,
     create_store_engine,

@@ -11,13 +11,14 @@ import pytest
 from PIL import Image
 
 from captioner import Caption, Frame, FrameCaptions, hookimpl
-from captioner.domain import CaptionRequest, JobState, Lane, Source
+from captioner.domain import CaptionRequest, JobState, Lane
 from captioner.engine import InlineEngine
 from captioner.pipeline import Pipeline
 from captioner.plugins import Plugins
 from captioner.sampling import InlineSampler
 from captioner.sampling.wire import max_bytes, pack, unpack
 from captioner.settings import MediaSettings, Settings
+from captioner.source import Source
 from captioner.testing import FakeCaptionModel, caption_with
 
 SIZE = 8

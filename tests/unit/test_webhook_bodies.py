@@ -9,19 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioner.domain import (
-    Caption,
-    CaptionRequest,
-    Job,
-    JobFailure,
-    JobState,
-    Lane,
-    ModelInfo,
-    Source,
-)
+from captioner.domain import Caption, CaptionRequest, Job, JobFailure, JobState, Lane, ModelInfo
 from captioner.errors import ErrorCode
 from captioner.events import ALL_EVENT_TYPES, Event, event_type
 from captioner.options import GenerationOptions
+from captioner.source import Source
 from captioner.store.mapping import new_job
 from captioner.webhooks.body import MAX_BODY_BYTES, webhook_body
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from captioner.cli.items import items_of_file
-from captioner.domain import CaptionRequest, Source
+from captioner.domain import CaptionRequest
 from captioner.errors import InvalidRequestError
 from captioner.request_json import request_from_item
+from captioner.source import Source
 from captioner.store import Store, create_store_engine, upgrade
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from captioner.domain import (
     JobState,
     Media,
     ModelInfo,
-    Source,
 )
 from captioner.errors import CaptionerError, DeliveryError, ErrorCode, JobError
 from captioner.events import Event, Receipt
 from captioner.options import AltTextOptions, GenerationOptions
+from captioner.source import Source
 from captioner.stats import WorkerStats
 from captioner.video_options import VideoOptions
 from captioner.words import content_words

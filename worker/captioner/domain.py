@@ -4,41 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
-from urllib.parse import unquote, urlsplit
 from uuid import UUID, uuid4
 
 from captioner.errors import ErrorCode, InvalidRequestError, JobError
 from captioner.options import AltTextOptions, GenerationOptions, options_mapping
+from captioner.source import Source
 from captioner.video_options import VideoOptions
+from captioner.webhook_url import check_webhook_url, webhook_display
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: Longest source accepted by reference, in characters; `data:` has a limit of its own.
-MAX_SOURCE_CHARACTERS = 8_192
-#: Longest `data:` source, in characters: 256 KiB of bytes as base64, and the header.
-MAX_INLINE_CHARACTERS = 256 * 1024 * 4 // 3 + 256
 MAX_CLIENT_KEY_CHARACTERS = 255
 #: `Caption.origin` of what the model says of all frames of a video together.
 JOINT = "joint"
-MAX_WEBHOOK_URL_CHARACTERS = 2_048
-
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-#: Half a character, which UTF-8 cannot encode.
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
-#: What may be a user's name and password, before an `@`.
-_CREDENTIALS = re.compile(r"^(//|[^/]).*@|[^/@]*:.*@")
-#: A name after IDNA or an address, and a port: what every parser of URLs takes for the same host.
-_HOST_AND_PORT = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{0,5})?", re.ASCII)
 
 
 class JobState(StrEnum):
@@ -71,78 +57,6 @@ class EndpointState(StrEnum):
 
     ENABLED = "enabled"
     DISABLED = "disabled"
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where the media is: `https://…`, `http://…`, `file:///…`, an absolute path, or `data:…`.
-
-    Raises:
-        InvalidRequestError: the text is empty, too long, or holds control characters.
-    """
-
-    uri: str = field(repr=False)
-    #: The URL scheme in lower case; `file` for a plain path.
-    scheme: str = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        """Refuse what no provider could open, before it is stored."""
-        if not isinstance(self.uri, str) or not self.uri.strip():
-            raise InvalidRequestError("source must be a URL, a data: URL or an absolute path")
-        object.__setattr__(self, "scheme", _scheme(self.uri))
-        limit = MAX_INLINE_CHARACTERS if self.scheme == "data" else MAX_SOURCE_CHARACTERS
-        if len(self.uri) > limit:
-            raise InvalidRequestError(f"source of {len(self.uri)} characters; at most {limit}")
-        if self.uri.isprintable():
-            return  # what follows is not in it
-        if _CONTROL.search(self.uri):
-            raise InvalidRequestError("source must not contain control characters")
-        if _SURROGATE.search(self.uri):
-            raise InvalidRequestError("source must be valid Unicode; rename the file to UTF-8")
-
-    @property
-    def is_local(self) -> bool:
-        """True when it is on this machine, or in the request itself."""
-        return self.scheme in ("file", "data")
-
-    @property
-    def display(self) -> str:
-        """The source as it may be shown and logged: no credentials, query, fragment or bytes.
-
-        Nor what may be meant as credentials in a URL that is mistyped: of `user:password@host/a`
-        there is `…@host/a`.
-        """
-        return _printable(self._display())
-
-    def _display(self) -> str:
-        if self.scheme == "data":
-            return f"data:{self.uri[5:].partition(',')[0][:40]},…"
-        if self.scheme == "file":
-            return _shown_path(self.path)
-        head, slashes, _ = self.uri.partition("://")
-        if not slashes or ":" in head:
-            return _shown_path(self.uri)
-        origin = _shown_origin(self.uri)
-        if origin is None:
-            return f"{self.scheme}:…"
-        parts = urlsplit(self.uri)
-        return f"{origin}{_CREDENTIALS.sub('…@', parts.path)}{'?…' if parts.query else ''}"
-
-    @property
-    def path(self) -> str:
-        """The local path of a `file` source, percent-decoded when it came as a URL."""
-        if self.uri[:5].lower() != "file:":
-            return self.uri
-        try:
-            return unquote(urlsplit(self.uri).path)
-        except ValueError:  # file://[
-            return ""
-
-
-def _scheme(uri: str) -> str:
-    head, colon, _ = uri.partition(":")
-    known = colon and head.isascii() and head.isalnum() and len(head) > 1
-    return head.lower() if known else "file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,73 +97,6 @@ class CaptionRequest:
             object.__setattr__(self, "deadline_at", _deadline(self.deadline_at))
         if self.webhook_url is not None:
             check_webhook_url(self.webhook_url)
-
-
-def check_webhook_url(url: object) -> None:
-    """Refuse what no webhook could be sent to; whether it may be is asked when one is sent.
-
-    Raises:
-        InvalidRequestError: the text holds nothing of the URL, which may hold a secret.
-    """
-    if not isinstance(url, str) or not 0 < len(url) <= MAX_WEBHOOK_URL_CHARACTERS:
-        raise InvalidRequestError(
-            f"webhook_url must be a URL of at most {MAX_WEBHOOK_URL_CHARACTERS} characters"
-        )
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise InvalidRequestError("webhook_url must be ASCII without spaces; percent-encode it")
-    try:
-        parts = urlsplit(url)
-        usable = (
-            parts.scheme in ("http", "https")
-            and _HOST_AND_PORT.fullmatch(parts.netloc.rpartition("@")[2])
-            and parts.port != 0
-        )
-    except ValueError:
-        usable = False
-    if not usable:
-        raise InvalidRequestError("webhook_url must be of the form https://host/path")
-    if parts.username is not None or parts.password is not None:
-        raise InvalidRequestError("webhook_url must not hold a user name or a password")
-
-
-def webhook_display(url: str) -> str:
-    """A receiver's URL as it may be shown: its path is often what keeps others out."""
-    origin = _shown_origin(url)
-    if origin is None:
-        return "…"
-    parts = urlsplit(url)
-    return f"{origin}/…" if parts.path not in ("", "/") or parts.query else origin
-
-
-def _printable(text: str) -> str:
-    """Without what could forge lines, or steer a terminal; it may have been percent-encoded."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def _shown_path(text: str) -> str:
-    """An absolute path, or what is none and may have been meant to be a URL."""
-    shown = _CREDENTIALS.sub("…@", text)
-    if text.startswith("/") and not text.startswith("//"):
-        return shown
-    before, query, _ = shown.partition("?")
-    return f"{before}?…" if query else before
-
-
-def _shown_origin(url: str) -> str | None:
-    """Scheme, host and port; None when it is not certain which part of the text they are."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        return None
-    # In https://user:12/34@host a password with a slash in it looks like a port and a path.
-    behind = url.partition("://")[2].removeprefix(parts.netloc)
-    if not host or (port is not None and "@" in behind):
-        return None
-    host = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{host}{f':{port}' if port else ''}"
 
 
 def _deadline(value: object) -> datetime:

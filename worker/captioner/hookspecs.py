@@ -19,18 +19,11 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from captioner.domain import (
-        Caption,
-        CaptionRequest,
-        Frame,
-        FrameCaptions,
-        Job,
-        Media,
-        Source,
-    )
+    from captioner.domain import Caption, CaptionRequest, Frame, FrameCaptions, Job, Media
     from captioner.events import Event, Receipt
     from captioner.model import CaptionModel
     from captioner.settings import MediaSettings, Settings
+    from captioner.source import Source
     from captioner.stats import WorkerStats
     from captioner.store import Store
 

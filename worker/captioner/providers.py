@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from captioner.containers import PREFIX_BYTES
-from captioner.domain import JOINT, Caption, CaptionRequest, FrameCaptions, Media, Source
+from captioner.domain import JOINT, Caption, CaptionRequest, FrameCaptions, Media
 from captioner.errors import PluginError
 from captioner.media import check_size, open_source
 from captioner.plugins import Plugins
 from captioner.settings import MediaSettings
+from captioner.source import Source
 
 _TIMES = ("start_seconds", "end_seconds", "frame_seconds")
 

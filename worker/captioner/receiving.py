@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from captioner.celery import CaptionerApp
-from captioner.domain import CaptionRequest, Job, JobFailure, JobState, Outcome, Source
+from captioner.domain import CaptionRequest, Job, JobFailure, JobState, Outcome
 from captioner.errors import DuplicateClientKeyError, ErrorCode, InvalidRequestError
 from captioner.request_json import as_uuid, request_from_message
+from captioner.source import Source
 from captioner.store import Store, Submission
 from captioner.submitting import Refusal, add_each, dispatch
 

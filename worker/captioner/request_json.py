@@ -9,9 +9,10 @@ from typing import Any
 from uuid import UUID
 
 from captioner.containers import VIDEO_SUFFIXES
-from captioner.domain import CaptionRequest, Lane, Source
+from captioner.domain import CaptionRequest, Lane
 from captioner.errors import InvalidRequestError
 from captioner.options import AltTextOptions, GenerationOptions
+from captioner.source import Source
 from captioner.video_options import VideoOptions
 
 #: What an item of a file may hold.

@@ -38,10 +38,11 @@ from captioner.cli.requests import (
     parse_options,
     parse_video,
 )
-from captioner.domain import Caption, CaptionRequest, Source
+from captioner.domain import Caption, CaptionRequest
 from captioner.errors import InvalidRequestError, JobError
 from captioner.logs import configure_logging
 from captioner.settings import MediaSettings, Settings
+from captioner.source import Source
 from captioner.timeline import joint_caption, segments
 from captioner.vtt import web_vtt
 from captioner.words import keywords

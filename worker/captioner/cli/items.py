@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from captioner.cli.requests import parse_source
-from captioner.domain import CaptionRequest, Lane, Source
+from captioner.domain import CaptionRequest, Lane
 from captioner.errors import InvalidRequestError
 from captioner.options import AltTextOptions, GenerationOptions, options_mapping
 from captioner.request_json import request_from_item
+from captioner.source import Source
 from captioner.video_options import VideoOptions
 
 #: A longer line is refused; an inline picture of 256 KiB fits.

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from captioner.domain import Source
 from captioner.errors import InvalidRequestError
 from captioner.options import AltTextOptions, GenerationOptions
 from captioner.request_json import options_from
 from captioner.settings import GenerationSettings
+from captioner.source import Source
 from captioner.video_options import VideoOptions
 
 Prompt = Annotated[str | None, typer.Option("--prompt", help="Text the caption starts with.")]

@@ -17,11 +17,12 @@ from uuid import UUID
 
 from captioner.demo.films import Film, random_film, write_film
 from captioner.demo.scenes import draw, scenes
-from captioner.domain import CaptionRequest, Job, JobState, Lane, Source
+from captioner.domain import CaptionRequest, Job, JobState, Lane
 from captioner.errors import CaptionerError
 from captioner.jobs import Jobs
 from captioner.options import GenerationOptions
 from captioner.settings import GenerationSettings, Settings
+from captioner.source import Source
 from captioner.video_options import VideoOptions
 
 SCENE_COUNT = 24

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from captioner.domain import CaptionRequest, Source
+from captioner.domain import CaptionRequest
 from captioner.errors import ErrorCode, JobError
 from captioner.evaluate.annotations import Picture
 from captioner.evaluate.predictions import Prediction, Predictions
 from captioner.options import GenerationOptions
 from captioner.pipeline import Pipeline
+from captioner.source import Source
 
 #: Wrong with the options, not with the picture: no other picture would fare better.
 HOPELESS = frozenset({ErrorCode.INVALID_REQUEST, ErrorCode.PROMPT_TOO_LONG})

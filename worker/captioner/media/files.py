@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from captioner.containers import PREFIX_BYTES
-from captioner.domain import Media, Source
+from captioner.domain import Media
 from captioner.errors import ErrorCode, InvalidRequestError, JobError
 from captioner.media.sizes import check_size
 from captioner.real_files import open_real, real_path
+from captioner.source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

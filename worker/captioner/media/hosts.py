@@ -13,10 +13,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from captioner.domain import Lane, Source
+from captioner.domain import Lane
 from captioner.errors import HostBusyError
 from captioner.media.slots import Slots
 from captioner.media.urls import host_of, parse_url
+from captioner.source import Source
 
 #: Longest time in seconds that a job waits in its thread.
 PATIENCE_SECONDS = 1.0

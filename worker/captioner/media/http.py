@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 
 from captioner.containers import PREFIX_BYTES
-from captioner.domain import Media, Source
+from captioner.domain import Media
 from captioner.errors import ErrorCode, InvalidRequestError, JobError
 from captioner.media.exchange import connections, expect_body, request_headers
 from captioner.media.guard import Guard
 from captioner.media.lookups import Resolver, resolve_host
 from captioner.media.sizes import check_size, largest_bytes
 from captioner.media.urls import for_request, join_url, parse_url
+from captioner.source import Source
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,9 @@ import re
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
-from captioner.domain import Media, Source
+from captioner.domain import Media
 from captioner.errors import ErrorCode, InvalidRequestError, JobError
+from captioner.source import Source
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from captioner.domain import Media, Source
+from captioner.domain import Media
 from captioner.errors import ErrorCode, JobError
 from captioner.media.files import open_file
 from captioner.media.http import open_http
 from captioner.media.inline import open_inline
 from captioner.settings import MediaSettings
+from captioner.source import Source
 
 Opener = Callable[[Source, Path, MediaSettings], Media]
 

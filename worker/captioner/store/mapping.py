@@ -12,17 +12,10 @@ from uuid import UUID
 
 from sqlalchemy import Row
 
-from captioner.domain import (
-    Caption,
-    CaptionRequest,
-    Job,
-    JobFailure,
-    JobState,
-    ModelInfo,
-    Source,
-)
+from captioner.domain import Caption, CaptionRequest, Job, JobFailure, JobState, ModelInfo
 from captioner.errors import ErrorCode, InvalidRequestError
 from captioner.options import options_from_mapping, options_mapping
+from captioner.source import Source
 from captioner.store.models import CaptionRow
 
 #: Longest error message kept, in characters.

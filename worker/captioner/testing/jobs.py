@@ -9,8 +9,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.domain import CaptionRequest, Job, Source
+from captioner.domain import CaptionRequest, Job
 from captioner.request_json import alt_text_from, options_from, video_from
+from captioner.source import Source
 from captioner.testing.models import FakeCaptionModel
 
 if TYPE_CHECKING:

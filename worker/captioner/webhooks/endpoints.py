@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
-from captioner.domain import check_webhook_url, webhook_display
 from captioner.errors import InvalidRequestError
 from captioner.events import ALL_EVENT_TYPES
 from captioner.settings import Settings
 from captioner.store import Store, WebhookEndpoint
+from captioner.webhook_url import check_webhook_url, webhook_display
 from captioner.webhooks.receivers import receiver_of, receiver_secret
 from captioner.webhooks.secrets import new_secret
 

@@ -11,8 +11,8 @@ import typer
 from captioner.cli.environment import Database, Json
 from captioner.cli.output import print_json, remarks
 from captioner.cli.webhooks.naming import Endpoint, endpoint_id_of, mapping_of, opened
-from captioner.domain import webhook_display
 from captioner.errors import InvalidRequestError
+from captioner.webhook_url import webhook_display
 from captioner.webhooks.endpoints import (
     JOBS_ENDPOINT_ID,
     add_endpoint,
