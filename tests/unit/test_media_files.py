@@ -19,7 +19,7 @@ from captioner.source import Source
 from pictures import jpeg
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Sequence
 
 
 @pytest.fixture(autouse=True, params=["the system tells", "step by step"])
@@ -187,24 +187,28 @@ def exchange(path: Path, target: Path) -> None:
 
 @pytest.mark.parametrize("name", ["folder", "folder/photo.jpg"])
 def test_what_becomes_a_link_after_the_check_is_not_opened(
-    root: Path, tmp_path: Path, limits: MediaSettings, monkeypatch: pytest.MonkeyPatch, name: str
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Between the check and the opening, by whoever may write under the root."""
     outside = tmp_path / "outside"
     outside.mkdir()
-    (outside / "photo.jpg").write_bytes(b"secret")
+    picture = jpeg()
+    (outside / "photo.jpg").write_bytes(picture + b"\0")  # too large: who looks into it says so
     (root / "folder").mkdir()
-    (root / "folder/photo.jpg").write_bytes(jpeg())
+    (root / "folder/photo.jpg").write_bytes(picture)
+    limits = MediaSettings(allowed_roots=(root,), max_image_bytes=len(picture))
 
-    def check(real: str, roots: Iterable[Path]) -> bool:
+    def check(real: str, roots: Sequence[Path]) -> bool:
         inside = _inside(real, roots)
         exchange(root / name, outside if name == "folder" else outside / "photo.jpg")
         return inside
 
     monkeypatch.setattr("captioner.media.files._inside", check)
-    error = failure(root / "folder/photo.jpg", limits)
+    with pytest.raises(JobError) as caught:
+        # Where the system tells, the file that was checked is looked into, and not opened again.
+        open_source(Source(f"{root}/folder/photo.jpg"), root, limits).open()
 
-    assert error.code is ErrorCode.FETCH_FAILED
+    assert caught.value.code is ErrorCode.FETCH_FAILED
 
 
 @pytest.mark.parametrize("name", ["folder", "folder/photo.jpg"])

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import Self
 
 # O_PATH opens what may be passed through, as a path does, whether or not it may be listed.
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -17,15 +18,51 @@ _REACH = getattr(os, "O_PATH", 0) | os.O_CLOEXEC
 _DESCRIPTORS = "/proc/self/fd"
 
 
-def real_path(path: str | Path) -> str:
-    """`os.path.realpath`; where the system tells, without a look at each folder on the way."""
-    reached = _reach(path)
-    if reached is None:
-        return os.path.realpath(path)
-    try:
-        return _path_of(reached) or os.path.realpath(path)
-    finally:
-        os.close(reached)
+class Reached:
+    """Where a path leads to, followed once, and not yet opened: that alone may block, or act.
+
+    What is opened later is the very file that was reached, wherever the path leads by then.
+    """
+
+    __slots__ = ("_descriptor", "path")
+
+    def __init__(self, path: str | Path) -> None:
+        """Follow `path`, links included, whether or not something is there.
+
+        Raises:
+            OSError: a link was exchanged meanwhile; nobody knows where the path leads.
+        """
+        #: Linux: a descriptor that can only be asked. None: there is nothing, or no such system.
+        self._descriptor = _reach(path)
+        try:
+            #: Absolute, and free of symbolic links.
+            self.path = _path_of(self._descriptor) or os.path.realpath(path)
+        except OSError:
+            self.close()
+            raise
+
+    def open(self) -> int:
+        """Open it for reading; raises as `open_real` does.
+
+        Returns:
+            A descriptor, to be closed by who called.
+        """
+        if self._descriptor is None:
+            return _open_step_by_step(Path(self.path))
+        _check_kind(os.fstat(self._descriptor).st_mode)
+        return os.open(f"{_DESCRIPTORS}/{self._descriptor}", _FILE & ~os.O_NOFOLLOW)
+
+    def close(self) -> None:
+        """Let go of it; twice does nothing."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def open_real(path: Path) -> int:
@@ -45,15 +82,9 @@ def open_real(path: Path) -> int:
         OSError: with `ENODEV` for a device, a pipe or a socket, which is not opened: that alone may
             block, or act. `ENOTDIR` or `ELOOP`: there is a link now. Or it cannot be read.
     """
-    reached = _reach(path)
-    if reached is not None:
-        try:
-            if _path_of(reached) == str(path):
-                _check_kind(os.fstat(reached).st_mode)
-                # The very file that was looked at, wherever its path leads by now.
-                return os.open(f"{_DESCRIPTORS}/{reached}", _FILE & ~os.O_NOFOLLOW)
-        finally:
-            os.close(reached)
+    with Reached(path) as reached:
+        if reached.path == str(path):
+            return reached.open()
     return _open_step_by_step(path)
 
 
@@ -85,8 +116,10 @@ def _reach(path: str | Path) -> int | None:
         return None
 
 
-def _path_of(descriptor: int) -> str | None:
+def _path_of(descriptor: int | None) -> str | None:
     """The real path of what was reached; None: the system does not tell."""
+    if descriptor is None:
+        return None
     try:
         return os.readlink(f"{_DESCRIPTORS}/{descriptor}")  # noqa: PTH115 (asked for every job)
     except OSError:

@@ -12,11 +12,11 @@ from captioner.containers import PREFIX_BYTES
 from captioner.domain import Media
 from captioner.errors import ErrorCode, InvalidRequestError, JobError
 from captioner.media.sizes import check_size
-from captioner.real_files import open_real, real_path
+from captioner.real_files import Reached
 from captioner.source import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from captioner.settings import MediaSettings
 
@@ -53,29 +53,18 @@ def open_file(source: Source, folder: Path, limits: MediaSettings) -> Media:  # 
             roots and for what is no file, `fetch_failed` for what cannot be read,
             `media_too_large`. Outside the roots the answer never depends on what is there.
     """
-    real = _resolved(_requested_path(source))
+    asked = _requested_path(source)
     name = source.display
-    if real is None or not _inside(real, limits.allowed_roots):
-        raise JobError(
-            ErrorCode.SOURCE_NOT_ALLOWED,
-            f"{name} is in none of the worker's allowed folders (CAPTIONER_MEDIA__ALLOWED_ROOTS)",
-        )
-    path = Path(real)
     try:
-        size, head = _measure(path)
-    except OSError as error:
-        if error.errno == errno.ENODEV:
-            raise JobError(
-                ErrorCode.SOURCE_NOT_ALLOWED, f"{name} is a device or a pipe, not a file"
-            ) from error
-        reason = _FINAL.get(error.errno or 0)
-        raise JobError(
-            ErrorCode.FETCH_FAILED,
-            f"{name}: {reason or error.strerror or 'cannot be read'}",
-            retryable=reason is None,
-        ) from error
+        reached = Reached(asked)
+    except OSError:
+        raise _outside(name) from None
+    with reached:
+        if not _inside(reached.path, limits.allowed_roots):
+            raise _outside(name)
+        size, head = _measure(reached, name)
     check_size(name, size, head, limits)
-    return Media(path, name, real=True)
+    return Media(Path(reached.path), name, real=True)
 
 
 def _requested_path(source: Source) -> str:
@@ -106,22 +95,40 @@ def _requested_path(source: Source) -> str:
     return path
 
 
-def _resolved(path: str) -> str | None:
-    try:
-        return real_path(path)
-    except OSError:
-        return None  # a link was exchanged under its hands: nobody knows where it leads
+def _outside(name: str) -> JobError:
+    return JobError(
+        ErrorCode.SOURCE_NOT_ALLOWED,
+        f"{name} is in none of the worker's allowed folders (CAPTIONER_MEDIA__ALLOWED_ROOTS)",
+    )
 
 
-def _inside(real: str, roots: Iterable[Path]) -> bool:
-    folders = (real_path(root).rstrip("/") for root in roots)
-    return any(f"{real}/".startswith(f"{folder}/") for folder in folders)
+def _inside(real: str, roots: Sequence[Path]) -> bool:
+    # A path free of links that begins like a root: then that root is free of links, too.
+    if any(_begins(real, str(root)) for root in roots):
+        return True
+    return any(_begins(real, os.path.realpath(root)) for root in roots)
 
 
-def _measure(real: Path) -> tuple[int, bytes]:
+def _begins(path: str, folder: str) -> bool:
+    return f"{path}/".startswith(f"{folder.rstrip('/')}/")
+
+
+def _measure(reached: Reached, name: str) -> tuple[int, bytes]:
     """Size in bytes of a readable regular file, and its first `PREFIX_BYTES`."""
-    descriptor = open_real(real)
     try:
-        return os.fstat(descriptor).st_size, os.read(descriptor, PREFIX_BYTES)
-    finally:
-        os.close(descriptor)
+        descriptor = reached.open()
+        try:
+            return os.fstat(descriptor).st_size, os.read(descriptor, PREFIX_BYTES)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise JobError(
+                ErrorCode.SOURCE_NOT_ALLOWED, f"{name} is a device or a pipe, not a file"
+            ) from error
+        reason = _FINAL.get(error.errno or 0)
+        raise JobError(
+            ErrorCode.FETCH_FAILED,
+            f"{name}: {reason or error.strerror or 'cannot be read'}",
+            retryable=reason is None,
+        ) from error
