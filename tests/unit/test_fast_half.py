@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from captioner.inference import GenerationOptions, load_captioner
+from captioner.inference.acceleration import PackedLinear
 from captioner.inference.blip import Tokens
 from checkpoints import DEC, random_picture, save_tiny_blip
 
@@ -90,3 +92,15 @@ def test_teacher_forced_logits_are_as_near_to_float32_as_the_type_allows(
         scale = 2**-8 * right.abs().max()
         assert (mine - right).abs().max() < 16 * scale
         assert (mine - right).abs().mean() < 4 * scale
+
+
+def test_a_cpu_without_avx512_runs_the_plain_layers(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = SimpleNamespace(_linear_pointwise=None, _is_mkldnn_bf16_supported=lambda: False)
+    monkeypatch.setattr("captioner.inference.acceleration._ONEDNN", without)
+    half = load(checkpoint, "fast", "bfloat16")
+    assert not any(isinstance(module, PackedLinear) for module in half.model.modules())
+    wanted = greedy(load(checkpoint, "fast", "float32"))
+    flips = sum(a != b for a, b in zip(wanted, greedy(half), strict=True))
+    assert flips < len(PICTURES) / 4

@@ -235,6 +235,10 @@ def _call(implementation: Any, arguments: Mapping[str, Any]) -> Any:
     return implementation.function(*[arguments[name] for name in implementation.argnames])
 
 
+#: A generator that is closed is no error, and Ctrl-C is for the command it interrupts.
+_ON_PURPOSE = (JobError, MemoryError, GeneratorExit, KeyboardInterrupt)
+
+
 class _blamed:  # noqa: N801  # used like a function
     """What a provider raises is its fault, unless it was raised on purpose."""
 
@@ -248,9 +252,7 @@ class _blamed:  # noqa: N801  # used like a function
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # A generator that is closed is no error, and Ctrl-C is for the command it interrupts.
-        on_purpose = JobError | MemoryError | GeneratorExit | KeyboardInterrupt
-        if error is not None and not isinstance(error, on_purpose):
+        if error is not None and not isinstance(error, _ON_PURPOSE):
             raise PluginError(self._name, self._hook, error) from error
 
 

@@ -48,7 +48,7 @@ def accelerate(model: Blip) -> Runner:
     if weight.device.type == "cpu":
         torch.set_num_threads(max(1, min(torch.get_num_threads(), available_cores())))
         keep_freed_memory()
-        if weight.dtype == torch.bfloat16 and _onednn_has_linear():
+        if weight.dtype == torch.bfloat16 and _onednn_has_bfloat16():
             for layer in cast(Iterable[TextLayer], model.text.layers):
                 layer.attend_image = FewQueries(layer)
             _pack(model.vision, _ROWS_OF_IMAGES)
@@ -88,10 +88,17 @@ def _choose_attention(model: Blip) -> None:
         layer.attend = chosen
 
 
-def _onednn_has_linear() -> bool:
-    """True where this PyTorch has the operators, which are those its compiler uses."""
+def _onednn_has_bfloat16() -> bool:
+    """True where this PyTorch has the operators, as its compiler uses them, and this CPU runs them.
+
+    Without AVX-512 a weight of bfloat16 cannot even be laid out.
+    """
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return bool(available) and hasattr(_ONEDNN, "_linear_pointwise")
+    return (
+        bool(available)
+        and hasattr(_ONEDNN, "_linear_pointwise")
+        and bool(_ONEDNN._is_mkldnn_bf16_supported())  # noqa: SLF001
+    )
 
 
 def _pack(module: nn.Module, rows: int) -> None:
