@@ -9,26 +9,17 @@ from __future__ import annotations
 import hashlib
 import logging
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from captioner import DeliveryError, Event, Job, Receipt, hookimpl
-from captioner.webhooks import (
-    GONE,
-    JOBS_ENDPOINT_ID,
-    EndpointNotFoundError,
-    EndpointState,
-    Settings,
-    SettingsError,
-    Store,
-    WebhookEndpoint,
-    endpoint_target,
-    jobs_endpoint,
-    load_settings,
-    receiver_origin,
-    send,
-    signing_secrets,
-    webhook_body,
-)
+
+# By its name, as its parts are imported when they are used: each process of a worker loads each
+# plugin, decoders too, and this one's SQL and HTTP took them half a second.
+from captioner import webhooks as standard
+
+if TYPE_CHECKING:
+    from captioner.webhooks import Settings, Store, WebhookEndpoint
 
 __all__ = ["Webhooks", "message_id", "webhooks"]
 
@@ -51,9 +42,9 @@ class Webhooks:
     def event_targets(self, event: Event, job: Job, store: Store) -> list[str]:
         """The enabled endpoints that want such events, and the job's own receiver."""
         endpoints = store.endpoints()
-        targets = [endpoint_target(one.id) for one in endpoints if _wants(one, event)]
-        disabled = {one.id for one in endpoints if one.state is EndpointState.DISABLED}
-        if job.webhook_url and JOBS_ENDPOINT_ID not in disabled:
+        targets = [standard.endpoint_target(one.id) for one in endpoints if _wants(one, event)]
+        disabled = {one.id for one in endpoints if one.state is standard.EndpointState.DISABLED}
+        if job.webhook_url and standard.JOBS_ENDPOINT_ID not in disabled:
             targets.append(f"{URL}{_origin(job.webhook_url)}")
         return targets
 
@@ -61,24 +52,24 @@ class Webhooks:
     def deliver_event(self, event: Event, job: Job, target: str, store: Store) -> Receipt:
         """Post the event to one receiver."""
         endpoint = self._endpoint(target, store)
-        if endpoint.state is EndpointState.DISABLED:
+        if endpoint.state is standard.EndpointState.DISABLED:
             raise DeliveryError("the endpoint is disabled", permanent=True)
-        own = endpoint.id == JOBS_ENDPOINT_ID
+        own = endpoint.id == standard.JOBS_ENDPOINT_ID
         url = job.webhook_url if own else endpoint.url
         if not url:
             raise DeliveryError("the job has no webhook_url", permanent=True)
         try:
-            secrets = signing_secrets(endpoint, self._settings(), url=url)
-        except SettingsError as error:
+            secrets = standard.signing_secrets(endpoint, self._settings(), url=url)
+        except standard.SettingsError as error:
             raise DeliveryError(str(error)) from error
         except ValueError:
             raise DeliveryError("the webhook_url cannot be used", permanent=True) from None
         try:
-            receipt = send(
+            receipt = standard.send(
                 url,
                 secrets=secrets,
                 message_id=message_id(event, target),
-                body=webhook_body(event, job),
+                body=standard.webhook_body(event, job),
                 settings=self._settings(),
             )
         except DeliveryError as error:
@@ -91,25 +82,25 @@ class Webhooks:
 
     def _settings(self) -> Settings:
         if self._given_settings is None:
-            self._given_settings = load_settings()
+            self._given_settings = standard.load_settings()
         return self._given_settings
 
     def _endpoint(self, target: str, store: Store) -> WebhookEndpoint:
         try:
             if target.startswith(URL):
-                return jobs_endpoint(store, self._settings())
+                return standard.jobs_endpoint(store, self._settings())
             return store.endpoint(UUID(target.rpartition(":")[2]))
-        except EndpointNotFoundError:
+        except standard.EndpointNotFoundError:
             raise DeliveryError("the endpoint was removed", permanent=True) from None
-        except SettingsError as error:
+        except standard.SettingsError as error:
             raise DeliveryError(str(error)) from error
 
     def _note_failure(self, endpoint: WebhookEndpoint, error: DeliveryError, store: Store) -> None:
         """Disable an endpoint that is gone, or that has failed for long."""
         days = self._settings().webhooks.disable_after_days
         since = endpoint.failing_since
-        if error.status == GONE:
-            reason = f"it answered with HTTP status {GONE}: gone"
+        if error.status == standard.GONE:
+            reason = f"it answered with HTTP status {standard.GONE}: gone"
         elif since is None:
             store.endpoint_failed(endpoint.id)
             return
@@ -134,8 +125,8 @@ def message_id(event: Event, target: str) -> str:
 
 def _wants(endpoint: WebhookEndpoint, event: Event) -> bool:
     return (
-        endpoint.state is EndpointState.ENABLED
-        and endpoint.id != JOBS_ENDPOINT_ID
+        endpoint.state is standard.EndpointState.ENABLED
+        and endpoint.id != standard.JOBS_ENDPOINT_ID
         and (not endpoint.event_types or event.type in endpoint.event_types)
     )
 
@@ -143,7 +134,7 @@ def _wants(endpoint: WebhookEndpoint, event: Event) -> bool:
 def _origin(url: str) -> str:
     """Scheme, host and port."""
     try:
-        origin = receiver_origin(url)
+        origin = standard.receiver_origin(url)
     except ValueError:
         return "unusable"  # it was stored when less was known; its delivery says so
     if len(origin) <= _LONGEST_ORIGIN_CHARACTERS:

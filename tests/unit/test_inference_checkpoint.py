@@ -3,8 +3,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import run
 
 import pytest
 import torch
@@ -337,3 +339,14 @@ class TestWeights:
         for name, path in checkpoint.weights.items():
             assert name in load_file(path)
         assert set(checkpoint.weights) == set(expected_tensors(checkpoint.architecture))
+
+
+def test_a_model_is_loaded_without_pytorchs_compiler() -> None:
+    """Its import took longer than that of all else in an engine."""
+    program = (
+        "import sys; from captioner.inference import load_captioner\n"
+        "load_captioner('demo', device='cpu', dtype='float32', backend='fast')\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    ended = run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import run
 from typing import Any
 
 import numpy as np
@@ -165,3 +167,16 @@ def test_only_the_enabled_ones_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {info.name: info.state for info in infos if info.state == "enabled"} == {
         "e_good_plugin": "enabled"
     }
+
+
+def test_our_own_plugins_load_in_no_time() -> None:
+    """Every process of a worker loads them, each decoder too."""
+    program = (
+        "import sys, captioner.settings, captioner.plugins as plugins\n"
+        "loaded = plugins.load_plugins(captioner.settings.PluginSettings())\n"
+        "assert {'webhook', 'video', 'metrics'} <= {one.name for one in loaded.infos()}\n"
+        "heavy = {'sqlalchemy', 'httpx', 'celery', 'av', 'torch', 'cryptography'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    ended = run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr

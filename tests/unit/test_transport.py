@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from queue import Empty
+from subprocess import run
 from typing import Any
 
 import pytest
+from celery.worker import state as worker_state
 from kombu.connection import Connection
+from kombu.transport import sqlalchemy as sqlalchemy_transport
 from pydantic import SecretStr
 
 from captioner.celery import EVENTS_QUEUE, QUEUES, SUBMISSIONS_QUEUE, create_app
 from captioner.domain import Lane
 from captioner.message_guard import GuardedChannel, GuardedClient, GuardedPubSub, GuardedQoS
 from captioner.settings import BrokerSettings, Settings
-from captioner.transport import broker_options
+from captioner.transport import EMBEDDED_PREFIX, broker_options, prepare_embedded_broker
 
 
 def settings(url: str, folder: Path) -> Settings:
@@ -65,3 +73,60 @@ def test_each_lane_has_a_queue_bound_to_it_alone(tmp_path: Path) -> None:
     bindings = {(queue.exchange.name, queue.routing_key) for queue in app.amqp.queues.values()}
     assert bindings == {(name, name) for name in names}
     app.close()
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Iterator[Any]:
+    url = f"{EMBEDDED_PREFIX}{tmp_path / 'broker.sqlite3'}"
+    prepare_embedded_broker(url)
+    connection: Any = Connection(url)  # type: ignore[no-untyped-call]  # kombu has no types
+    yield connection
+    connection.release()
+
+
+def test_an_embedded_queue_is_looked_into_when_something_was_written(
+    embedded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    get: Any = sqlalchemy_transport.Channel._get
+
+    def count(channel: Any, queue: str) -> Any:
+        nonlocal looks
+        looks += 1
+        return get(channel, queue)
+
+    monkeypatch.setattr(sqlalchemy_transport.Channel, "_get", count)
+    reader, writer = embedded.channel(), embedded.channel()
+    reader._active_queues = ["a", "b"]
+    for round_number in range(3):
+        for _ in range(5):
+            for queue in ("a", "b"):
+                with pytest.raises(Empty):
+                    reader._get(queue)
+        assert looks <= 4  # each queue once, and once more where that created it
+        writer._put("a", {"round": round_number})
+        assert reader._get("a") == {"round": round_number}
+        looks = 0
+    # By whomever it was written, also by another process.
+    program = (
+        "import sys; from captioner.transport import TRANSPORT_ALIASES;"
+        "from kombu import Connection; Connection(sys.argv[1]).channel()._put('b', {'by': 'other'})"
+    )
+    run([sys.executable, "-c", program, embedded.as_uri()], check=True)
+    assert reader._get("b") == {"by": "other"}
+    reader.close()
+    writer.close()
+
+
+def test_who_waits_for_an_embedded_message_stops_when_the_worker_shall_end(
+    embedded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        embedded.drain_events(timeout=1.0)
+    assert time.monotonic() - started >= 1.0
+    threading.Timer(0.1, monkeypatch.setattr, [worker_state, "should_stop", 0]).start()
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        embedded.drain_events(timeout=30.0)
+    assert time.monotonic() - started < 5

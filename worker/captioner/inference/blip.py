@@ -150,8 +150,13 @@ class TextDecoder(nn.Module):
         super().__init__()
         width, eps = shape.hidden_size, shape.layer_norm_eps
         self.heads = shape.num_attention_heads
-        self.words = nn.Embedding(shape.vocab_size, width)
-        self.positions = nn.Embedding(shape.max_position_embeddings, width)
+        # Never drawn at random: they are read from a file, and to draw where no memory is taken
+        # makes PyTorch import its compiler, a quarter of the time in which a worker starts.
+        self.words = nn.Embedding(
+            shape.vocab_size, width, _weight=torch.empty(shape.vocab_size, width)
+        )
+        length = shape.max_position_embeddings
+        self.positions = nn.Embedding(length, width, _weight=torch.empty(length, width))
         self.norm = nn.LayerNorm(width, eps=eps)
         self.layers = nn.ModuleList(
             TextLayer(shape, image_width) for _ in range(shape.num_hidden_layers)
