@@ -207,8 +207,9 @@ def test_closing_twice_is_harmless() -> None:
 
 
 START_BOTH = """
-import sys, time
+import signal, time
 from servers import PostgresServer, RedisServer
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
 with RedisServer() as one, PostgresServer() as two:
     print(one.pid, two.pid, one.folder, two.folder, flush=True)
     time.sleep(60)
