@@ -16,6 +16,8 @@ _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Linux: to reach a file without opening it, and to ask where that is.
 _REACH = getattr(os, "O_PATH", 0) | os.O_CLOEXEC
 _DESCRIPTORS = "/proc/self/fd"
+#: To ask for who this process acts as, where the system can be asked that.
+_EFFECTIVE = os.access in os.supports_effective_ids
 
 
 class Reached:
@@ -41,6 +43,17 @@ class Reached:
             self.close()
             raise
 
+    def size_bytes(self) -> int:
+        """How large a file is that can be opened; raises as `open_real` does."""
+        here = f"{_DESCRIPTORS}/{self._descriptor}"
+        if self._descriptor is not None and os.access(here, os.R_OK, effective_ids=_EFFECTIVE):
+            return self._file_status(self._descriptor).st_size
+        descriptor = self.open()
+        try:
+            return os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
+
     def open(self) -> int:
         """Open it for reading; raises as `open_real` does.
 
@@ -49,8 +62,13 @@ class Reached:
         """
         if self._descriptor is None:
             return _open_step_by_step(Path(self.path))
-        _check_kind(os.fstat(self._descriptor).st_mode)
+        self._file_status(self._descriptor)
         return os.open(f"{_DESCRIPTORS}/{self._descriptor}", _FILE & ~os.O_NOFOLLOW)
+
+    def _file_status(self, descriptor: int) -> os.stat_result:
+        status = os.fstat(descriptor)
+        _check_kind(status.st_mode)
+        return status
 
     def close(self) -> None:
         """Let go of it; twice does nothing."""

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from captioner.containers import PREFIX_BYTES
 from captioner.domain import Media
 from captioner.errors import ErrorCode, InvalidRequestError, JobError
-from captioner.media.sizes import check_size
+from captioner.media.sizes import check_size, smallest_limit_bytes
 from captioner.real_files import Reached
 from captioner.source import Source
 
@@ -62,7 +62,7 @@ def open_file(source: Source, folder: Path, limits: MediaSettings) -> Media:  # 
     with reached:
         if not _inside(reached.path, limits.allowed_roots):
             raise _outside(name)
-        size, head = _measure(reached, name)
+        size, head = _measure(reached, name, limits)
     check_size(name, size, head, limits)
     return Media(Path(reached.path), name, real=True)
 
@@ -113,9 +113,12 @@ def _begins(path: str, folder: str) -> bool:
     return f"{path}/".startswith(f"{folder.rstrip('/')}/")
 
 
-def _measure(reached: Reached, name: str) -> tuple[int, bytes]:
-    """Size in bytes of a readable regular file, and its first `PREFIX_BYTES`."""
+def _measure(reached: Reached, name: str, limits: MediaSettings) -> tuple[int, bytes]:
+    """Size in bytes of a readable regular file, and its first `PREFIX_BYTES` where they matter."""
     try:
+        size = reached.size_bytes()
+        if size <= smallest_limit_bytes(limits):
+            return size, b""  # small enough, whatever it is
         descriptor = reached.open()
         try:
             return os.fstat(descriptor).st_size, os.read(descriptor, PREFIX_BYTES)

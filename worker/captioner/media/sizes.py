@@ -16,6 +16,11 @@ def largest_bytes(limits: MediaSettings) -> int:
     return max(limits.max_image_bytes, limits.max_video_bytes)
 
 
+def smallest_limit_bytes(limits: MediaSettings) -> int:
+    """Bytes that any file may have, whatever is in it."""
+    return min(limits.max_image_bytes, limits.max_video_bytes)
+
+
 def check_size(name: str, size: int, head: bytes, limits: MediaSettings) -> None:
     """Refuse a file that is larger than one of its kind may be.
 

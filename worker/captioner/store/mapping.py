@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -27,11 +28,18 @@ CAPTION_FIELDS = tuple(
 )
 
 
-_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, sort_keys=True).encode
+_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
+_encode_sorted = json.JSONEncoder(allow_nan=False, ensure_ascii=False, sort_keys=True).encode
+_caption_values = operator.attrgetter(*CAPTION_FIELDS)
 
 
 def canonical_json(value: object) -> str:
-    """`value` as JSON that both databases can store, keys sorted.
+    """As `storable_json`, with keys sorted: the same text for the same value."""
+    return storable_json(value, encode=_encode_sorted)
+
+
+def storable_json(value: object, *, encode: Callable[[object], str] = _encode) -> str:
+    """`value` as JSON that both databases can store.
 
     Both must refuse the same values: PostgreSQL has no NUL in texts and no NaN in JSON, neither
     can encode half a surrogate pair, and SQLite turns NaN into NULL.
@@ -40,7 +48,7 @@ def canonical_json(value: object) -> str:
         ValueError: `value` is no JSON, or holds one of these.
     """
     try:
-        text = _encode(value)
+        text = encode(value)
         text.encode()
     except UnicodeEncodeError:
         raise ValueError("text that is not valid Unicode") from None
@@ -172,7 +180,7 @@ def new_job(request: CaptionRequest, created_at: datetime) -> Job:
 
 def caption_values(caption: Caption) -> dict[str, Any]:
     """The row of a caption, without its job."""
-    return {name: getattr(caption, name) for name in CAPTION_FIELDS}
+    return dict(zip(CAPTION_FIELDS, _caption_values(caption), strict=True))
 
 
 def caption_from_row(row: Row[Any]) -> tuple[UUID, Caption]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import chain
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from sqlalchemy import (
     bindparam,
     case,
     delete,
+    func,
     insert,
     select,
     update,
@@ -33,6 +35,8 @@ from captioner.store.statements import event_type_of, locked, recordset
 
 #: Columns of `jobs` that an outcome sets from its own values.
 _RESULT_FIELDS = ("error_code", "error_message", "error_retryable", "model", "timings")
+#: Those of them that its event has, too.
+_EVENT_FIELDS = ("error_code", "timings")
 
 
 class Prepared(NamedTuple):
@@ -77,7 +81,7 @@ def write_one(connection: Connection, one: Prepared, now: datetime) -> bool:
             state=one.outcome.state,
             attempt=one.outcome.attempt,
             occurred_at=now,
-            data=one.job["event_data"],
+            data={name: one.job[name] for name in _EVENT_FIELDS},
         )
     )
     if one.is_video:
@@ -125,7 +129,6 @@ def _combined_statement(*, videos: bool) -> Select[UUID]:
         attempt=jobs["attempt"],
         state=jobs["state"],
         **{name: jobs[name] for name in _RESULT_FIELDS},
-        event_data=EventRow.__table__.columns["data"],
         **counts,
     )
     caption = recordset(
@@ -134,6 +137,7 @@ def _combined_statement(*, videos: bool) -> Select[UUID]:
         **{name: CaptionRow.__table__.columns[name] for name in CAPTION_FIELDS},
     )
     now = bindparam("now", type_=UtcDateTime())
+    data = func.jsonb_build_object(*chain.from_iterable((n, outcome.c[n]) for n in _EVENT_FIELDS))
     rows = locked(JobRow.id == any_(bindparam("ids", type_=ARRAY(Uuid()))))
     recorded = (
         update(JobRow)
@@ -149,7 +153,7 @@ def _combined_statement(*, videos: bool) -> Select[UUID]:
             **{name: outcome.c[name] for name in _RESULT_FIELDS},
             **(_frame_counts(outcome) if videos else {}),
         )
-        .returning(JobRow.id, JobRow.attempt, JobRow.lane, outcome.c.state, outcome.c.event_data)
+        .returning(JobRow.id, JobRow.attempt, JobRow.lane, outcome.c.state, data.label("data"))
         .cte("recorded")
     )
     captions = insert(CaptionRow).from_select(
@@ -167,7 +171,7 @@ def _combined_statement(*, videos: bool) -> Select[UUID]:
             recorded.c.state,
             recorded.c.attempt,
             now,
-            recorded.c.event_data,
+            recorded.c.data,
         ),
     )
     statement = select(recorded.c.id).add_cte(

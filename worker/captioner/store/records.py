@@ -13,7 +13,7 @@ from uuid import UUID
 
 from captioner.domain import JobFailure, JobState, ModelInfo, Outcome
 from captioner.errors import ErrorCode, describe
-from captioner.store.mapping import canonical_json, caption_values, clean_message
+from captioner.store.mapping import caption_values, clean_message, storable_json
 from captioner.store.record_statements import Prepared, write_combined, write_one
 from captioner.store.transactions import Database, is_row_problem
 
@@ -84,7 +84,6 @@ def _prepare(outcome: Outcome) -> Prepared:
         "error_retryable": failure and failure.retryable,
         "model": outcome.model and _stamp(outcome.model),
         "timings": timings,
-        "event_data": {"error_code": failure and failure.code, "timings": timings},
     }
     if outcome.frames_done is not None:
         job["frames_done"] = outcome.frames_done
@@ -101,8 +100,8 @@ def _write(database: Database, outcomes: Sequence[Outcome], now: datetime) -> se
     prepared = [_prepare(outcome) for outcome in outcomes]
     # Encoded together: one by one takes twice as long. Where no JSON is written it is the check
     # for what not every database refuses by itself.
-    jobs = canonical_json([one.job for one in prepared])
-    captions = canonical_json([*chain.from_iterable(one.captions for one in prepared)])
+    jobs = storable_json([one.job for one in prepared])
+    captions = storable_json([*chain.from_iterable(one.captions for one in prepared)])
     if database.combines:
         with database.statement() as connection:
             ids = [one.outcome.job_id for one in prepared]
