@@ -37,12 +37,17 @@ demo: $(RUNTIME) ## Caption drawn scenes (or PHOTOS=folder) through a queue into
 	@$(BIN)/captioner demo $(DEMO_OPTIONS)
 
 # Two at a time, for much of it is waiting; then one thread each, or they would wait for each other.
-test: $(DEVELOPMENT) ## All tests but faults; starts the servers it needs by itself
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/faults -n 2 --dist worksteal $(ARGS)
+PYTEST_BUT_FAULTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/faults -n 2 --dist worksteal
 
-# They wait for most of their time. -rP shows the ledgers.
-test-faults: $(DEVELOPMENT) ## Kill, freeze and cut what there is, and count the jobs
-	@$(BIN)/python -m pytest tests/faults -n 3 -rP $(ARGS)
+test: $(DEVELOPMENT) ## All tests but faults and long ones; starts the servers it needs by itself
+	@$(PYTEST_BUT_FAULTS) -m 'not long' $(ARGS)
+
+# They wait for most of their time. -rP shows the ledgers. ARGS may choose from either half alone.
+NONE_IS_FINE = $(if $(ARGS),|| test $$? -eq 5)
+
+test-faults: $(DEVELOPMENT) ## Kill, freeze and cut what there is, and count the jobs; then the long tests
+	@$(BIN)/python -m pytest tests/faults -n 3 -rP $(ARGS) $(NONE_IS_FINE)
+	@$(PYTEST_BUT_FAULTS) -m long $(ARGS) $(NONE_IS_FINE)
 
 lint: $(DEVELOPMENT) ## Style, layers, Dockerfile
 	@$(BIN)/ruff check .

@@ -59,6 +59,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_right_captions_score_high_and_a_second_run_goes_on(
     env: dict[str, str], folder: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_right_captions_score_high_and_a_second_run_goes_on(
     assert "num_beams 1, but asked for is demo with num_beams 3" in other.stderr
 
 
+@pytest.mark.long
 def test_the_setting_of_the_paper_scores_what_comes_after_its_prompt(
     env: dict[str, str], folder: Path
 ) -> None:
@@ -199,6 +201,7 @@ def test_words_are_those_of_pycocoevalcap(capfd: pytest.CaptureFixture[str]) -> 
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.long
 def test_wrong_captions_score_low_and_empty_ones_nothing() -> None:
     others: dict[ImageId, str] = {
         number: SCENES[(number + 1) % len(SCENES)].caption for number in range(len(SCENES))

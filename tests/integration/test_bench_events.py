@@ -10,6 +10,7 @@ import pytest
 from processes import captioner, environment
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 def test_dead_targets_are_told_from_the_others(
     database: str, tmp_path: Path, request: pytest.FixtureRequest

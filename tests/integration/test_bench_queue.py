@@ -32,6 +32,7 @@ def databases(postgres_url: str) -> set[str]:
         return {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("decode", [False, True])
 def test_it_measures_both_sides_and_leaves_nothing(
     tmp_path: Path, redis_url: str, postgres_url: str, decode: bool
@@ -61,6 +62,7 @@ def test_it_measures_both_sides_and_leaves_nothing(
     assert (report["jobs"], report["decode"]) == (70, decode)
 
 
+@pytest.mark.long
 def test_jobs_that_fail_are_no_result(tmp_path: Path, redis_url: str, postgres_url: str) -> None:
     before = databases(postgres_url)
     result = captioner(

@@ -57,6 +57,7 @@ def test_it_measures_and_leaves_nothing(
     assert 0 < many["engine_share"] <= 1
 
 
+@pytest.mark.long
 def test_a_video_that_fails_is_no_result(
     tmp_path: Path, folder: Path, redis_url: str, postgres_url: str
 ) -> None:

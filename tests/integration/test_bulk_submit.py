@@ -50,6 +50,7 @@ def write(path: Path, items: list[Any]) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_a_file_of_items_is_submitted_in_chunks_and_captioned(
     env: dict[str, str], jobs: Jobs, tmp_path: Path, redis_url: str
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_bad_line_is_one_clear_error_and_the_rest_goes_on(
     assert missing.stderr == "captioner: nothing.jsonl: No such file or directory\n"
 
 
+@pytest.mark.long
 def test_a_folder_is_submitted_once_and_again_where_it_changed(
     env: dict[str, str], jobs: Jobs, tmp_path: Path
 ) -> None:
@@ -164,6 +166,7 @@ def test_a_folder_is_submitted_once_and_again_where_it_changed(
     assert len(all_jobs(jobs)) == 9
 
 
+@pytest.mark.long
 def test_a_folder_can_be_waited_for(env: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -190,6 +193,7 @@ def test_without_a_broker_all_rows_are_kept(
     assert all(job.dispatched_at is None for job in kept)
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, sqlite_url: str) -> None:
     upgrade(sqlite_url)
     env = environment(tmp_path, DATABASE__URL=sqlite_url, BROKER__URL="redis://127.0.0.1:1/0")

@@ -185,6 +185,7 @@ class Turmoil:
                 thread.result()
 
 
+@pytest.mark.long
 def test_whatever_happens_at_once_every_job_ends_once(stores: list[Store]) -> None:
     turmoil = Turmoil(stores, 300)
     turmoil.run()

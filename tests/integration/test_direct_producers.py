@@ -90,6 +90,7 @@ def errors(worker: Worker) -> list[str]:
     return [line for line in worker.log.splitlines() if " ERROR " in line]
 
 
+@pytest.mark.long
 def test_the_same_request_100_times_runs_once(
     env: dict[str, str], jobs: Jobs, producer: Celery, tmp_path: Path
 ) -> None:
@@ -119,6 +120,7 @@ def test_the_same_request_100_times_runs_once(
         assert client.hlen("captioner:unacked") == 0
 
 
+@pytest.mark.long
 def test_a_bad_request_harms_no_other_and_fails_where_it_can_be_found(
     env: dict[str, str], jobs: Jobs, producer: Celery, tmp_path: Path
 ) -> None:
@@ -172,6 +174,7 @@ def test_a_bad_request_harms_no_other_and_fails_where_it_can_be_found(
         assert sum(one["id"] in line for line in lines) == 1
 
 
+@pytest.mark.long
 def test_a_repeated_bad_request_does_not_end_a_good_one_of_the_same_id(
     env: dict[str, str], jobs: Jobs, producer: Celery, tmp_path: Path
 ) -> None:
@@ -188,6 +191,7 @@ def test_a_repeated_bad_request_does_not_end_a_good_one_of_the_same_id(
     assert jobs.get(job.id).state is JobState.QUEUED
 
 
+@pytest.mark.long
 def test_inline_pictures_travel_and_are_never_shown(
     env: dict[str, str], jobs: Jobs, producer: Celery, tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def test_a_message_makes_it_look_at_once(
         wait_until(lambda: delivered(store) == 2)
 
 
+@pytest.mark.long
 def test_messages_it_cannot_use_are_dropped(
     env: dict[str, str], store: Store, tmp_path: Path, app: Celery
 ) -> None:
@@ -155,6 +156,7 @@ def red_picture(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_people_see_deliveries_and_make_them_again(
     env: dict[str, str], store: Store, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from captioner.demo.scenes import draw, scenes
 from captioner.domain import JobState, Lane
 from captioner.jobs import Jobs
@@ -116,6 +118,7 @@ def provide_captioner(settings):
 """
 
 
+@pytest.mark.long
 def test_flower_shows_how_far_a_video_is(tmp_path: Path, redis_url: str, sqlite_url: str) -> None:
     upgrade(sqlite_url)
     install(tmp_path, "slow", SLOW_PLUGIN)

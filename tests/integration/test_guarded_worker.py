@@ -13,6 +13,7 @@ from processes import environment, running_worker, settings_of
 from sites import running_site
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("allowed", [False, True])
 def test_what_is_inside_is_fetched_only_where_it_is_allowed(tmp_path: Path, allowed: bool) -> None:
     with running_site() as site:

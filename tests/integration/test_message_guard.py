@@ -275,6 +275,7 @@ def test_malformed_messages_that_are_put_back_cost_one_line_each(
     assert_empty(broker)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["captioner worker", "celery -A captioner worker"])
 def test_malformed_commands_cost_one_line_each(
     env: dict[str, str], jobs: Jobs, broker: redis.Redis, tmp_path: Path, command: str

@@ -130,6 +130,7 @@ def counted(env: dict[str, str]) -> dict[tuple[str, str], tuple[int, str]]:
     }
 
 
+@pytest.mark.long
 def test_plugins_that_raise_hang_or_are_slow_harm_no_job(
     folder: Path, env: dict[str, str], jobs: Jobs
 ) -> None:
@@ -157,6 +158,7 @@ def test_plugins_that_raise_hang_or_are_slow_harm_no_job(
     )
 
 
+@pytest.mark.long
 def test_a_hanging_plugin_delays_the_end_by_seconds(folder: Path, env: dict[str, str]) -> None:
     hanging = HANGING.replace("    pass", "    threading.Event().wait()")
     install(folder / "plugins", "hanging", hanging)
@@ -167,6 +169,7 @@ def test_a_hanging_plugin_delays_the_end_by_seconds(folder: Path, env: dict[str,
     assert counted(env)["hanging", "worker_ready"][0] == 2  # at the beginning and at the end
 
 
+@pytest.mark.long
 def test_providers_that_fail_are_counted_also_those_in_decoders(
     folder: Path, env: dict[str, str], jobs: Jobs
 ) -> None:
@@ -248,6 +251,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_example_is_installed_listed_and_works(
     example: Path, folder: Path, env: dict[str, str], jobs: Jobs
 ) -> None:

@@ -103,6 +103,7 @@ def in_one_message(jobs: Jobs, held: HeldPictures, count: int) -> list[UUID]:
     return job_ids
 
 
+@pytest.mark.long
 def test_the_pool_grows_and_shrinks(
     env: dict[str, str], jobs: Jobs, app: Celery, held: HeldPictures, tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_the_pool_grows_and_shrinks(
     assert "Traceback" not in worker.log
 
 
+@pytest.mark.long
 def test_inspect_shows_jobs_by_their_ids_alone(
     env: dict[str, str], jobs: Jobs, app: Celery, held: HeldPictures, tmp_path: Path
 ) -> None:
@@ -138,6 +140,7 @@ def test_inspect_shows_jobs_by_their_ids_alone(
         assert worker.stop() == 0
 
 
+@pytest.mark.long
 def test_revoking_a_queued_message_cancels_its_job(
     env: dict[str, str], jobs: Jobs, app: Celery, held: HeldPictures, tmp_path: Path
 ) -> None:
@@ -157,6 +160,7 @@ def test_revoking_a_queued_message_cancels_its_job(
     assert rows(jobs, "select count(*) from events") == 2
 
 
+@pytest.mark.long
 def test_terminating_a_message_cancels_its_running_jobs(
     env: dict[str, str], jobs: Jobs, app: Celery, held: HeldPictures, tmp_path: Path
 ) -> None:
@@ -177,6 +181,7 @@ def test_terminating_a_message_cancels_its_running_jobs(
     assert "NotImplementedError" not in worker.log
 
 
+@pytest.mark.long
 def test_sigterm_finishes_what_runs_and_hands_back_the_rest_of_a_message(
     env: dict[str, str], jobs: Jobs, held: HeldPictures, tmp_path: Path
 ) -> None:
@@ -200,6 +205,7 @@ def test_sigterm_finishes_what_runs_and_hands_back_the_rest_of_a_message(
     assert rows(jobs, "select count(*) from events") == 6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "signals",
     [
@@ -258,6 +264,7 @@ def test_sigterm_during_the_load_ends_at_once_and_takes_nothing(
     assert len(message_ids(jobs.settings.broker_url)) == 1
 
 
+@pytest.mark.long
 def test_an_engine_that_fails_for_good_ends_the_worker_with_1(
     env: dict[str, str], jobs: Jobs, held: HeldPictures, tmp_path: Path
 ) -> None:

@@ -112,6 +112,7 @@ def house(urls: tuple[str, str], tmp_path: Path) -> Iterator[House]:
 # Messages
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lane", [Lane.INTERACTIVE, Lane.BULK], ids=["singles", "chunks"])
 def test_an_honest_backlog_is_never_published_twice(house: House, lane: Lane) -> None:
     ids = house.submit(BACKLOG, lane)
@@ -126,6 +127,7 @@ def test_an_honest_backlog_is_never_published_twice(house: House, lane: Lane) ->
     assert waiting == Counter(dict.fromkeys(ids, 1))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lane", [Lane.INTERACTIVE, Lane.BULK], ids=["singles", "chunks"])
 def test_a_lost_list_is_published_again_once_in_ten_minutes(house: House, lane: Lane) -> None:
     ids = house.submit(BACKLOG, lane)

@@ -116,6 +116,7 @@ def test_all_frames_together_beside_the_timeline(env: dict[str, str], folder: Pa
     assert [cue.text for cue in cues] == [text for _, _, text in FILM.timeline]
 
 
+@pytest.mark.long
 def test_all_frames_together_alone(env: dict[str, str], folder: Path) -> None:
     film, sheet = str(folder / "film.mp4"), folder / "joint.jpg"
     job = submitted(env, film, "--video-mode", "joint")

@@ -87,6 +87,7 @@ def kept(env: dict[str, str]) -> int:
     return count
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("worker")
 def test_how_far_it_is_is_shown(jobs: Jobs, env: dict[str, str], film: Path) -> None:
     job = started(jobs, film)
@@ -132,6 +133,7 @@ def watched(*arguments: str, env: dict[str, str]) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode())
 
 
+@pytest.mark.long
 def test_canceling_stops_it_within_seconds(
     jobs: Jobs, env: dict[str, str], film: Path, worker: Worker
 ) -> None:

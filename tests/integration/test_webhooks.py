@@ -246,6 +246,7 @@ def test_a_worker_tells_the_receivers_that_the_command_line_registered(
         assert secret not in text
 
 
+@pytest.mark.long
 def test_a_worker_killed_in_the_middle_of_deliveries_loses_none(
     installation: dict[str, str], tmp_path: Path
 ) -> None:
@@ -283,6 +284,7 @@ def test_a_worker_killed_in_the_middle_of_deliveries_loses_none(
     assert all(one.verified_by(secret) for one in receiver.received)
 
 
+@pytest.mark.long
 def test_the_receiver_of_a_job_has_its_captions(
     postgres_url: str, redis_url: str, tmp_path: Path
 ) -> None:

@@ -141,6 +141,7 @@ def test_a_worker_refuses_an_outdated_schema_and_names_the_command(
         assert worker.stop() == 0
 
 
+@pytest.mark.long
 def test_a_job_submitted_while_redis_is_down_is_kept_and_run_later(
     tmp_path: Path, sqlite_url: str, redis_url: str
 ) -> None:
@@ -158,6 +159,7 @@ def test_a_job_submitted_while_redis_is_down_is_kept_and_run_later(
         assert worker.stop() == 0
 
 
+@pytest.mark.long
 def test_sigterm_finishes_what_runs(env: dict[str, str], jobs: Jobs, tmp_path: Path) -> None:
     draw(next(iter(scenes(3, 1))), 128).save(tmp_path / "a.png")
     env["CAPTIONER_WORKER__CONCURRENCY"] = "4"
@@ -175,6 +177,7 @@ def test_sigterm_finishes_what_runs(env: dict[str, str], jobs: Jobs, tmp_path: P
         assert worker.stop() == 0
 
 
+@pytest.mark.long
 def test_plain_celery_runs_the_same_worker(env: dict[str, str], jobs: Jobs, tmp_path: Path) -> None:
     scene = next(iter(scenes(3, 1)))
     draw(scene, 128).save(tmp_path / "a.png")
@@ -185,6 +188,7 @@ def test_plain_celery_runs_the_same_worker(env: dict[str, str], jobs: Jobs, tmp_
         assert worker.stop() == 0
 
 
+@pytest.mark.long
 def test_wrong_messages_end_in_the_log_and_the_worker_goes_on(
     env: dict[str, str], jobs: Jobs, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ def captioner() -> Iterator[Captioner]:
     captioner.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("prompt", [None, "a picture of", "a photography of"])
 def test_995_of_1000_unseen_scenes_are_captioned_exactly_right(
     captioner: Captioner, prompt: str | None
@@ -32,6 +33,7 @@ def test_995_of_1000_unseen_scenes_are_captioned_exactly_right(
     assert found.share >= LEAST_RIGHT, found.wrong
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["transformers", "fast"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_both_backends_are_right_in_every_type(backend: str, dtype: str) -> None:

@@ -66,6 +66,7 @@ def test_every_divergence_is_a_near_tie(checkpoint: Path, dtype: str) -> None:
         assert best - second < 2 * error
 
 
+@pytest.mark.long
 def test_there_are_no_more_divergences_than_transformers_has(tmp_path: Path) -> None:
     """Counted over twenty models: with few pictures the numbers say nothing."""
     ours = theirs = 0
