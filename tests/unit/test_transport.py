@@ -130,3 +130,17 @@ def test_who_waits_for_an_embedded_message_stops_when_the_worker_shall_end(
     with pytest.raises(TimeoutError):
         embedded.drain_events(timeout=30.0)
     assert time.monotonic() - started < 5
+
+
+def test_a_watch_that_fails_looks(embedded: Any) -> None:
+    channel = embedded.channel()
+    channel._active_queues = ["a"]
+    for _ in range(2):
+        with pytest.raises(Empty):
+            channel._get("a")
+    channel._watch.close()  # every question is an error now
+    channel._put("a", {"sent": True})
+    assert channel._get("a") == {"sent": True}
+    with pytest.raises(Empty):
+        channel._get("a")
+    channel.close()

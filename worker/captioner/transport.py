@@ -55,18 +55,27 @@ class EmbeddedChannel(sqlalchemy_transport.Channel):
             raise
 
     def _version(self) -> int:
-        """Another number whenever somebody has written to the broker's file since."""
-        if self._watch is None:
-            path = self.session.bind.url.database
-            self._watch = sqlite3.connect(path, check_same_thread=False)
-        (version,) = self._watch.execute("PRAGMA data_version").fetchone()
+        """Another number whenever somebody may have written to the broker's file since."""
+        url = self.session.bind.url
+        if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+            return time.monotonic_ns()  # no file to watch
+        try:
+            if self._watch is None:
+                self._watch = sqlite3.connect(url.database, check_same_thread=False)
+            (version,) = self._watch.execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error:
+            self._stop_watching()
+            return time.monotonic_ns()  # let kombu look, and say what is wrong
         return int(version)
 
-    def close(self) -> None:
-        """As kombu's own."""
+    def _stop_watching(self) -> None:
         if self._watch is not None:
             self._watch.close()
             self._watch = None
+
+    def close(self) -> None:
+        """As kombu's own."""
+        self._stop_watching()
         super().close()
 
 
