@@ -28,6 +28,7 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_submit_wait_status_list_cancel(env: dict[str, str], picture: Path, tmp_path: Path) -> None:
     empty = captioner("list", env=env)
     assert empty.returncode == 0
@@ -71,6 +72,7 @@ def test_submit_wait_status_list_cancel(env: dict[str, str], picture: Path, tmp_
     assert "canceled" in shown.stdout
 
 
+@pytest.mark.long
 def test_captions_of_local_files_and_folders_need_no_broker(
     env: dict[str, str], picture: Path, tmp_path: Path
 ) -> None:
@@ -137,6 +139,7 @@ def test_bad_input_is_one_clear_line(
     assert len(lines) == 1, result.stderr
 
 
+@pytest.mark.long
 def test_the_schema_is_shown_and_upgraded(tmp_path: Path, database_url: str) -> None:
     env = environment(tmp_path, DATABASE__URL=database_url)
     before = captioner("db", "current", env=env)

@@ -19,6 +19,7 @@ def demo_environment(folder: Path) -> dict[str, str]:
     return env
 
 
+@pytest.mark.long
 def test_the_demo_ends_with_right_captions(tmp_path: Path) -> None:
     result = captioner("demo", "--json", env=demo_environment(tmp_path), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -42,6 +43,7 @@ def test_the_demo_ends_with_right_captions(tmp_path: Path) -> None:
     assert report["worker_exit_code"] == 0
 
 
+@pytest.mark.long
 @pytest.mark.integration
 def test_the_demo_runs_on_redis_and_postgresql_with_photos_of_ones_own(
     tmp_path: Path, redis_url: str, postgres_url: str

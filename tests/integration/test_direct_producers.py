@@ -258,6 +258,7 @@ def test_the_example_of_the_readme_works(env: dict[str, str], jobs: Jobs, tmp_pa
     assert job.client_key == "page:17"
 
 
+@pytest.mark.long
 def test_a_submission_waits_for_a_database_that_is_away(tmp_path: Path, redis_url: str) -> None:
     with PostgresServer() as server:
         upgrade(server.url)

@@ -79,6 +79,7 @@ def eventually(url: str, wanted: Any) -> Any:
     raise AssertionError(f"{url} answered {answer}")
 
 
+@pytest.mark.long
 def test_flower_lists_the_worker_and_short_arguments(
     tmp_path: Path, redis_url: str, sqlite_url: str
 ) -> None:
@@ -162,6 +163,7 @@ def states(tasks: dict[str, Any]) -> list[str]:
     return [task["state"] for task in tasks.values()]
 
 
+@pytest.mark.long
 def test_flowers_controls_work(tmp_path: Path, redis_url: str, sqlite_url: str) -> None:
     upgrade(sqlite_url)
     env = environment(

@@ -232,6 +232,7 @@ def assert_empty(broker: redis.Redis) -> None:
     assert broker.zcard("captioner:unacked_index") == 0
 
 
+@pytest.mark.long
 def test_malformed_messages_cost_one_line_each(
     env: dict[str, str], jobs: Jobs, broker: redis.Redis, tmp_path: Path
 ) -> None:

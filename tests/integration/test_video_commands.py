@@ -187,6 +187,7 @@ def test_from_python(env: dict[str, str], folder: Path) -> None:
     assert [one.start_seconds for one in ended.captions[1:]] == [0, 3, 7]
 
 
+@pytest.mark.long
 def test_right_here_without_a_queue(env: dict[str, str], folder: Path) -> None:
     film, sheet = folder / "film.mp4", folder / "here.jpg"
     ran = captioner(

@@ -128,6 +128,7 @@ def test_a_model_that_cannot_load_ends_the_worker_and_leaves_the_queue(
         assert client.llen("captioner:captions") == 1
 
 
+@pytest.mark.long
 def test_a_worker_refuses_an_outdated_schema_and_names_the_command(
     tmp_path: Path, redis_url: str, sqlite_url: str
 ) -> None:

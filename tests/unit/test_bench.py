@@ -88,6 +88,7 @@ def test_the_command_measures_and_reports(env: dict[str, str], tmp_path: Path) -
     assert "batch 3, 3 beams" in result.stderr  # progress
 
 
+@pytest.mark.long
 def test_half_precision_beside_the_default(env: dict[str, str], tmp_path: Path) -> None:
     result = captioner(
         "bench", "model", "--batch", "2", "--beams", "3", "--rounds", "1", "--tokens", "4",
@@ -101,6 +102,7 @@ def test_half_precision_beside_the_default(env: dict[str, str], tmp_path: Path) 
     assert row["unexplained_flips"] == 0
 
 
+@pytest.mark.long
 def test_memory_is_watched_over_many_batches(env: dict[str, str], tmp_path: Path) -> None:
     result = captioner(
         "bench", "model", "--batch", "1,2", "--beams", "1", "--tokens", "2", "--batches", "40",
