@@ -61,6 +61,7 @@ def test_the_demo_runs_on_redis_and_postgresql_with_photos_of_ones_own(
     assert "postgresql+psycopg://" in result.stdout
 
 
+@pytest.mark.long
 def test_the_demo_fails_in_one_line_when_its_model_cannot_load(tmp_path: Path) -> None:
     result = captioner(
         "demo", "--model", str(tmp_path / "nothing"), env=demo_environment(tmp_path), cwd=tmp_path

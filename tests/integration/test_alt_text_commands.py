@@ -79,6 +79,7 @@ def test_decorative_and_short(env: dict[str, str], folder: Path) -> None:
     assert job["options"]["alt_text"] == {"max_characters": 14}
 
 
+@pytest.mark.long
 def test_files_of_items_and_folders(env: dict[str, str], folder: Path) -> None:
     picture = str(folder / "a.png")
     items = folder / "items.jsonl"

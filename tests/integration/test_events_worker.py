@@ -135,6 +135,7 @@ def test_it_takes_submissions_too(
     assert "webhook_url must be of the form" in failure.message
 
 
+@pytest.mark.long
 def test_embedded_one_worker_does_everything(tmp_path: Path, red_picture: Path) -> None:
     install(tmp_path, "recorder", RECORDER)
     env = environment(tmp_path) | {"PYTHONPATH": str(tmp_path), "RECORDER": str(tmp_path)}

@@ -249,6 +249,7 @@ def test_malformed_messages_cost_one_line_each(
     assert_empty(broker)
 
 
+@pytest.mark.long
 def test_malformed_messages_that_are_put_back_cost_one_line_each(
     env: dict[str, str], jobs: Jobs, broker: redis.Redis, tmp_path: Path
 ) -> None:
@@ -296,6 +297,7 @@ def test_malformed_commands_cost_one_line_each(
     assert_one_line_each(worker, len(BROADCASTS))
 
 
+@pytest.mark.long
 def test_behind_a_sentinel_malformed_messages_cost_one_line_each(
     env: dict[str, str], tmp_path: Path
 ) -> None:

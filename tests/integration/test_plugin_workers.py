@@ -195,6 +195,7 @@ def test_providers_that_fail_are_counted_also_those_in_decoders(
     }
 
 
+@pytest.mark.long
 def test_metrics_tell_of_jobs_batches_errors_and_what_waits(
     folder: Path, env: dict[str, str], jobs: Jobs
 ) -> None:

@@ -35,6 +35,7 @@ def held(path, size):
 """
 
 
+@pytest.mark.long
 def test_pictures_overtake_videos(tmp_path: Path) -> None:
     install(tmp_path, "held", PLUGIN)
     env = environment(tmp_path, WORKER__CONCURRENCY="4", MEDIA__DECODE_TIMEOUT_SECONDS="600")

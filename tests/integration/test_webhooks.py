@@ -223,6 +223,7 @@ def events_worker(folder: Path, env: dict[str, str]) -> AbstractContextManager[W
     return running_worker(folder, env, "captioner", "worker", "--queues", "events")
 
 
+@pytest.mark.long
 def test_a_worker_tells_the_receivers_that_the_command_line_registered(
     installation: dict[str, str], tmp_path: Path
 ) -> None:

@@ -58,6 +58,7 @@ def traces(exact: Theirs) -> dict[int, Trace]:
     return {beams: join(parts) for beams, *parts in zip((1, 3), *both, strict=True)}
 
 
+@pytest.mark.long
 def test_the_command_measures_and_reports(env: dict[str, str], tmp_path: Path) -> None:
     result = captioner(
         "bench", "model", "--model", "demo", "--batch", "1,3", "--beams", "1,3", "--against",
