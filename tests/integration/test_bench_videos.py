@@ -24,7 +24,6 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.long
-@pytest.mark.long
 def test_it_measures_and_leaves_nothing(
     tmp_path: Path, folder: Path, redis_url: str, postgres_url: str
 ) -> None:
