@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
-@pytest.fixture(autouse=True, params=["the system tells", "step by step"])
+@pytest.fixture(autouse=True, params=["the system tells", "step by step", "without /proc"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of finding out where a file is."""
+    """Each way of finding out where a file is."""
+    if request.param == "without /proc":
+        monkeypatch.setattr(real_files, "_DESCRIPTORS", "/nowhere")
     if request.param == "step by step":
         monkeypatch.setattr(real_files, "_REACH", os.O_CLOEXEC)
 

@@ -36,12 +36,11 @@ class Reached:
         """
         #: Linux: a descriptor that can only be asked. None: there is nothing, or no such system.
         self._descriptor = _reach(path)
-        try:
-            #: Absolute, and free of symbolic links.
-            self.path = _path_of(self._descriptor) or os.path.realpath(path)
-        except OSError:
+        told = _path_of(self._descriptor)
+        if told is None:  # also where /proc is not mounted: what was reached could not be opened
             self.close()
-            raise
+        #: Absolute, and free of symbolic links.
+        self.path = os.path.realpath(path) if told is None else told
 
     def size_bytes(self) -> int:
         """How large a file is that can be opened; raises as `open_real` does."""

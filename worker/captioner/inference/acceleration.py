@@ -97,7 +97,7 @@ def _onednn_has_bfloat16() -> bool:
     return (
         bool(available)
         and hasattr(_ONEDNN, "_linear_pointwise")
-        and bool(_ONEDNN._is_mkldnn_bf16_supported())  # noqa: SLF001
+        and bool(_ONEDNN._is_mkldnn_bf16_supported())  # noqa: SLF001  # no public one tells
     )
 
 
