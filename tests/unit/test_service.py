@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -508,3 +509,20 @@ def test_closing_twice_is_closing_once(bench: Bench) -> None:
     bench.service.close()
     bench.service.close()
     assert bench.model.closed
+
+
+def test_jobs_leave_nothing_to_the_cycle_collector(bench: Bench) -> None:
+    """What waits for it spreads over fresh memory, and every job is slower (CPU caches)."""
+    pictures = [bench.picture(f"{number}.png", (200, 9 * number, 100)) for number in range(12)]
+    several = bench.submit(*pictures, str(bench.folder / "missing.png"))
+    gc.collect()
+    gc.disable()
+    try:
+        bench.service.run([one.id for one in several])
+        for alone in bench.submit(*pictures):
+            bench.service.run([alone.id])
+        left = [one for one in gc.get_objects() if isinstance(one, attempts.Attempt)]
+    finally:
+        gc.enable()
+    # The engine and the threads may still hold what they did last.
+    assert len(left) <= 4

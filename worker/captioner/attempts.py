@@ -157,6 +157,8 @@ class Attempt:
                     JobState.SUCCEEDED, captions=captioned.captions, stages=captioned.timings
                 )
         self._finished = True
+        # Each knows the other: both would be left to the cycle collector.
+        self._captioning = None
 
     def _finishing_too_long(self) -> bool:
         since = self._finishing_since

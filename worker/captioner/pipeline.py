@@ -260,6 +260,8 @@ class Captioning:
 
     def complete(self) -> None:
         """There are no more frames: where it was asked for, have all captioned together."""
+        # It knows who waits for it: held here, the whole job would be left to the cycle collector.
+        self._last = None
         pixels = self._joint_frames.pixels if self._joint_frames else None
         if pixels is not None:
             request = self._request
