@@ -9,7 +9,16 @@ from uuid import UUID, uuid4
 from sqlalchemy import text
 
 from captioner.deliveries import Delivery, Expansion, Target
-from captioner.domain import Caption, CaptionRequest, Job, JobFailure, JobState, Outcome, Requeue
+from captioner.domain import (
+    Caption,
+    CaptionRequest,
+    ClaimedJob,
+    Job,
+    JobFailure,
+    JobState,
+    Outcome,
+    Requeue,
+)
 from captioner.errors import ErrorCode
 from captioner.events import DeliveryState, Event
 from captioner.source import Source
@@ -25,14 +34,14 @@ def submit(store: Store, count: int = 1, **values: Any) -> list[UUID]:
     return [submission.job.id for submission in store.add(requests, now=NOON)]
 
 
-def claimed(store: Store, count: int = 1, owner: str = "w", **values: Any) -> list[Job]:
+def claimed(store: Store, count: int = 1, owner: str = "w", **values: Any) -> list[ClaimedJob]:
     """New jobs, claimed at noon."""
     ids = submit(store, count, **values)
     jobs = {job.id: job for job in store.claim(ids, owner, now=NOON)}
     return [jobs[one] for one in ids]
 
 
-def success(job: Job) -> Outcome:
+def success(job: Job | ClaimedJob) -> Outcome:
     caption = Caption(text="a red circle", continuation="a red circle", score=-0.5)
     return Outcome(
         job_id=job.id, attempt=job.attempt, state=JobState.SUCCEEDED, captions=(caption,)
@@ -45,10 +54,10 @@ def succeeded(store: Store, count: int = 1, **values: Any) -> list[Job]:
     jobs = claimed(store, count, owner, **values)
     assert len(store.record([success(job) for job in jobs])) == count
     store.unregister_worker(owner)
-    return jobs
+    return store.get_many([job.id for job in jobs])
 
 
-def again(job: Job, **values: Any) -> Requeue:
+def again(job: Job | ClaimedJob, **values: Any) -> Requeue:
     return Requeue(job_id=job.id, attempt=job.attempt, **values)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import event
 
-from captioner.domain import Job, JobState
+from captioner.domain import ClaimedJob, JobState
 from captioner.store import CombinedStore, Store, create_store_engine, upgrade
 from stored import BROKEN, again, events, submit, success
 
@@ -57,7 +57,7 @@ def test_threads_share_statements_and_each_gets_its_own(stores: list[Store]) -> 
 
     def run(job_id: UUID) -> None:
         (job,) = combined.claim([job_id])
-        assert (job.id, job.attempt, job.owner) == (job_id, 1, "w")
+        assert (job.id, job.attempt) == (job_id, 1)
         assert combined.record([success(job)]) == [True]
         assert combined.record([success(job)]) == [False]
 
@@ -74,7 +74,7 @@ def test_of_callers_for_one_job_one_gets_it(stores: list[Store]) -> None:
     ids = submit(stores[0], 100)
     workers = [CombinedStore(store, f"w{number}") for number, store in enumerate(stores)]
 
-    def claim(number: int) -> list[Job]:
+    def claim(number: int) -> list[ClaimedJob]:
         mine = random.Random(number).sample(ids, len(ids))
         return [
             job
@@ -150,7 +150,7 @@ class Turmoil:
             for job in worker.claim(chance.sample(self.ids, 8)):
                 self.finish(job, worker, chance.randrange(8))
 
-    def finish(self, job: Job, worker: CombinedStore, way: int) -> None:
+    def finish(self, job: ClaimedJob, worker: CombinedStore, way: int) -> None:
         if way < 2:
             worker.requeue([again(job, failure=BROKEN, not_before=datetime.now(UTC))])
         elif way == 2:

@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from captioner.domain import Caption, CaptionRequest, Job, JobState, Outcome
+from captioner.domain import Caption, CaptionRequest, ClaimedJob, JobState, Outcome
 from captioner.errors import DuplicateClientKeyError
 from captioner.options import GenerationOptions
 from captioner.source import Source
@@ -81,20 +81,20 @@ def events_by_job(store: Store) -> dict[UUID, int]:
 def test_threads_that_claim_the_same_jobs_get_each_once(stores: list[Store]) -> None:
     ids = submit(stores[0], 200)
 
-    def claim(number: int) -> list[Job]:
+    def claim(number: int) -> list[tuple[str, ClaimedJob]]:
         mine = shuffled(ids, number)
         store = stores[number % 2]
         return [
-            job
+            (f"w{number}", job)
             for start in range(0, len(mine), 20)
             for job in store.claim(mine[start : start + 20], f"w{number}")
         ]
 
     claimed = [job for jobs in at_once(claim) for job in jobs]
-    assert sorted(job.id for job in claimed) == sorted(ids)
-    assert {job.attempt for job in claimed} == {1}
+    assert sorted(job.id for _, job in claimed) == sorted(ids)
+    assert {job.attempt for _, job in claimed} == {1}
     owners = {job.id: job.owner for job in stores[0].get_many(ids)}
-    assert owners == {job.id: job.owner for job in claimed}
+    assert owners == {job.id: owner for owner, job in claimed}
 
 
 def test_the_same_keys_submitted_at_once_make_each_job_once(stores: list[Store]) -> None:

@@ -52,6 +52,6 @@ def test_lanes_together_in_one_statement(store: Store) -> None:
     jobs = [job for lane in Lane for job in claimed(store, lane=lane)]
     store.record([success(job) for job in jobs])
     assert set(events(store)) == {
-        (job.id, "video.succeeded" if job.lane is Lane.VIDEO else "caption.succeeded")
+        (job.id, "video.succeeded" if job.request.lane is Lane.VIDEO else "caption.succeeded")
         for job in jobs
     }

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from captioner import Caption, FrameCaptions, VideoOptions, frame_log
-from captioner.domain import CaptionRequest, Job, Lane, Progress
+from captioner.domain import CaptionRequest, ClaimedJob, Lane, Progress
 from captioner.errors import StoreUnavailableError
 from captioner.frame_log import FrameLog
 from captioner.source import Source
@@ -46,7 +46,7 @@ class Keeper:
         return True
 
 
-def opened(job: Job, keeper: Keeper) -> FrameLog:
+def opened(job: ClaimedJob, keeper: Keeper) -> FrameLog:
     return FrameLog(job, MODEL, load=lambda _: [], keep=keeper)
 
 

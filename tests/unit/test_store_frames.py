@@ -14,8 +14,8 @@ from sqlalchemy import func, select
 
 from captioner.domain import (
     Caption,
+    ClaimedJob,
     FrameCaptions,
-    Job,
     JobFailure,
     JobState,
     Lane,
@@ -51,7 +51,7 @@ def frame(seconds: float, text: str = "a red circle") -> FrameCaptions:
     return FrameCaptions(time_seconds=seconds, captions=tuple(captions), media_seconds=99.5)
 
 
-def progress(job: Job, *seconds: float, first: int = 0, **values: Any) -> Progress:
+def progress(job: ClaimedJob, *seconds: float, first: int = 0, **values: Any) -> Progress:
     frames = tuple(map(frame, seconds))
     given = {"model": MODEL, "frames": frames, "first": first, "done": first + len(frames)}
     return Progress(job_id=job.id, attempt=job.attempt, **{**given, "total": 9, **values})
@@ -67,12 +67,12 @@ def counts(store: Store, job_id: UUID) -> tuple[int | None, int | None]:
     return job.frames_done, job.frames_total
 
 
-def video(store: Store) -> Job:
+def video(store: Store) -> ClaimedJob:
     (job,) = claimed(store, lane=Lane.VIDEO)
     return job
 
 
-def next_attempt(store: Store, job: Job) -> Job:
+def next_attempt(store: Store, job: ClaimedJob) -> ClaimedJob:
     store.requeue([Requeue(job_id=job.id, attempt=job.attempt)])
     (again,) = store.claim([job.id], "other", now=NOON)
     return again

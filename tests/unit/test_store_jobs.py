@@ -14,7 +14,7 @@ from sqlalchemy import text
 from captioner.domain import (
     Caption,
     CaptionRequest,
-    Job,
+    ClaimedJob,
     JobFailure,
     JobState,
     Lane,
@@ -58,7 +58,7 @@ def caption(text: str = "a red circle", **values: Any) -> Caption:
     return Caption(**{"text": text, "continuation": text, "score": -0.5, **values})
 
 
-def success(job: Job, *captions: Caption) -> Outcome:
+def success(job: ClaimedJob, *captions: Caption) -> Outcome:
     return Outcome(
         job_id=job.id,
         attempt=job.attempt,
@@ -73,7 +73,7 @@ def submit(store: Store, *requests: CaptionRequest) -> list[UUID]:
     return [submission.job.id for submission in store.add(requests, now=NOON)]
 
 
-def claimed(store: Store, count: int = 1) -> list[Job]:
+def claimed(store: Store, count: int = 1) -> list[ClaimedJob]:
     ids = submit(store, *(request(str(number)) for number in range(count)))
     jobs = {job.id: job for job in store.claim(ids, "worker", now=NOON)}
     return [jobs[one] for one in ids]
@@ -257,8 +257,8 @@ def test_one_state_can_be_listed(store: Store) -> None:
 
 def test_a_claim_takes_queued_jobs_once(store: Store) -> None:
     ids = submit(store, request("1"), request("2"))
-    jobs = store.claim([*ids, uuid4()], "w1", now=NOON)
-    assert {job.id for job in jobs} == set(ids)
+    assert {job.id for job in store.claim([*ids, uuid4()], "w1", now=NOON)} == set(ids)
+    jobs = store.get_many(ids)
     assert {(job.state, job.attempt, job.owner, job.started_at) for job in jobs} == {
         (JobState.PROCESSING, 1, "w1", NOON)
     }

@@ -37,7 +37,8 @@ def sweep(store: Store, seconds: int, limit: int = 10, max_losses: int = 20) -> 
 
 def test_the_jobs_of_a_silent_worker_go_back_and_those_of_the_living_stay(store: Store) -> None:
     dead, alive = (store.register_worker(name, now=NOON) for name in ("dead", "alive"))
-    (lost,), (kept,) = claimed(store, owner=dead), claimed(store, owner=alive)
+    (lost,), (taken,) = claimed(store, owner=dead), claimed(store, owner=alive)
+    kept = store.get(taken.id)
     store.heartbeat(alive, now=NOON + 30 * SECOND)
     assert sweep(store, 45) == Lost(0, 0, 0)
     assert sweep(store, 46) == Lost(workers=1, requeued=1, failed=0)

@@ -70,9 +70,9 @@ def plugin(settings: Settings) -> Webhooks:
 
 
 def ended(store: Store, **values: Any) -> tuple[Event, Job]:
-    (job,) = claimed(store, **values)
-    store.record([success(job)])
-    job = store.get(job.id)
+    (running,) = claimed(store, **values)
+    store.record([success(running)])
+    job = store.get(running.id)
     return event_of(job), job
 
 
@@ -592,9 +592,9 @@ def test_jobs_that_did_not_succeed_are_told_too(
 ) -> None:
     with Receiver() as receiver:
         add_endpoint(store, settings, receiver.url, event_types=["caption.canceled"])
-        (job,) = claimed(store)
-        store.cancel([job.id])
-        job = store.get(job.id)
+        (running,) = claimed(store)
+        store.cancel([running.id])
+        job = store.get(running.id)
         assert job.state is JobState.CANCELED
         (target,) = plugin.event_targets(event_of(job), job, store)
         plugin.deliver_event(event_of(job), job, target, store)

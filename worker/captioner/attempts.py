@@ -8,7 +8,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from captioner.domain import Caption, Job, JobFailure, JobState, ModelInfo, Outcome, Requeue
+from captioner.domain import (
+    Caption,
+    ClaimedJob,
+    JobFailure,
+    JobState,
+    ModelInfo,
+    Outcome,
+    Requeue,
+)
 from captioner.engine import EngineClosedError
 from captioner.errors import (
     CanceledError,
@@ -40,7 +48,7 @@ class Attempt:
 
     def __init__(
         self,
-        job: Job,
+        job: ClaimedJob,
         pipeline: Pipeline,
         model: ModelInfo,
         retries: RetrySettings,
@@ -185,7 +193,7 @@ class Attempt:
 
     def _failed(self, failure: JobFailure, *, crashed: bool = False) -> Ending:
         now = datetime.now(UTC)
-        if self.job.deadline_at and self.job.deadline_at <= now:
+        if (deadline := self.job.request.deadline_at) and deadline <= now:
             late = JobFailure(ErrorCode.DEADLINE_EXCEEDED, failure.message, retryable=False)
             return self._outcome(JobState.EXPIRED, failure=late)
         again = retry(self.job, failure, self._retries, now, crashed=crashed)
@@ -219,7 +227,7 @@ def _fail_for_a_hanging_plugin() -> None:
     )
 
 
-def _untried(job: Job, *, not_before: datetime | None = None) -> Requeue:
+def _untried(job: ClaimedJob, *, not_before: datetime | None = None) -> Requeue:
     """Handed back: counts neither as a retry nor as a failure."""
     return Requeue(job_id=job.id, attempt=job.attempt, not_before=not_before)
 

@@ -226,6 +226,28 @@ class JobFailure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedJob:
+    """A job in one worker's hands, at one attempt: all that it needs of it, and no more.
+
+    Thousands a second pass through a worker, which asks for none of what else is known of a `Job`.
+    """
+
+    request: CaptionRequest
+    #: As of `Job`, counting this one.
+    attempt: int
+    #: As of `Job`.
+    retries: int
+    crashes: int
+    frames_done: int | None
+    frames_total: int | None
+
+    @property
+    def id(self) -> UUID:
+        """The job's id."""
+        return self.request.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A job as it stands in SQL, with its captions when it has any."""
 

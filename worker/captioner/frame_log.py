@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from captioner.domain import FrameCaptions, Job, ModelInfo, Progress
+from captioner.domain import ClaimedJob, FrameCaptions, ModelInfo, Progress
 from captioner.errors import StoreUnavailableError, describe
 
 #: How often frames are kept at least; after a failure, how soon that is tried again.
@@ -38,10 +38,10 @@ class FrameLog:
 
     def __init__(
         self,
-        job: Job,
+        job: ClaimedJob,
         model: ModelInfo,
         *,
-        load: Callable[[Job], Sequence[FrameCaptions]],
+        load: Callable[[ClaimedJob], Sequence[FrameCaptions]],
         keep: Callable[[Progress], bool],
     ) -> None:
         """Begin with what the claim says.
@@ -86,7 +86,7 @@ class FrameLog:
     @property
     def resumes(self) -> bool:
         """True when what is kept need not be done again; captions of all frames need them all."""
-        return self._job.video.mode == "per_frame"
+        return self._job.request.video.mode == "per_frame"
 
     @property
     def unkept(self) -> int:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 from uuid import UUID
 
-from captioner.domain import Job
+from captioner.domain import ClaimedJob
 
 #: A job at one attempt: the same job may be claimed again while an old attempt still ends.
 Claim = tuple[UUID, int]
@@ -21,19 +21,19 @@ class InHand:
         self._claims: set[Claim] = set()
         self._canceled: set[Claim] = set()
 
-    def add(self, jobs: Iterable[Job]) -> None:
+    def add(self, jobs: Iterable[ClaimedJob]) -> None:
         """Take jobs that were just claimed."""
         with self._lock:
             self._claims.update(map(_claim, jobs))
 
-    def remove(self, jobs: Iterable[Job]) -> None:
+    def remove(self, jobs: Iterable[ClaimedJob]) -> None:
         """Put jobs away: their attempts have ended. Twice does nothing."""
         with self._lock:
             claims = list(map(_claim, jobs))
             self._claims.difference_update(claims)
             self._canceled.difference_update(claims)
 
-    def canceled(self, job: Job) -> Callable[[], bool]:
+    def canceled(self, job: ClaimedJob) -> Callable[[], bool]:
         """Tells whether nobody wants this attempt's result any more."""
         claim, canceled = _claim(job), self._canceled
         # Asked several times a job, and mostly of nothing: a look costs less than a hash.
@@ -53,5 +53,5 @@ class InHand:
             self._canceled.update(self._claims.intersection(claims))
 
 
-def _claim(job: Job) -> Claim:
+def _claim(job: ClaimedJob) -> Claim:
     return job.id, job.attempt

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from datetime import datetime, timedelta
 
-from captioner.domain import Job, JobFailure, Requeue
+from captioner.domain import ClaimedJob, JobFailure, Requeue
 from captioner.settings import RetrySettings
 
 
 def retry(
-    job: Job, failure: JobFailure, settings: RetrySettings, now: datetime, *, crashed: bool
+    job: ClaimedJob, failure: JobFailure, settings: RetrySettings, now: datetime, *, crashed: bool
 ) -> Requeue | None:
     """What to put back; None: the failure is the job's end.
 

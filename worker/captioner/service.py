@@ -18,8 +18,8 @@ from uuid import UUID
 
 from captioner.attempts import Attempt, Ending
 from captioner.domain import (
+    ClaimedJob,
     FrameCaptions,
-    Job,
     JobState,
     Lane,
     ModelInfo,
@@ -147,7 +147,9 @@ class CaptionService:
         """True when so much is claimed that other workers should have the next message."""
         return len(self._in_hand) >= MOST_CLAIMED * self._concurrency
 
-    def _attempts(self, jobs: Sequence[Job], tell: Callable[[Progress], None]) -> list[Attempt]:
+    def _attempts(
+        self, jobs: Sequence[ClaimedJob], tell: Callable[[Progress], None]
+    ) -> list[Attempt]:
         model = self.model
         spawn = self._executor.submit if self._pipeline.finishes_slowly else None
 
@@ -171,7 +173,7 @@ class CaptionService:
             for job in jobs
         ]
 
-    def _recorded_frames(self, job: Job) -> Sequence[FrameCaptions]:
+    def _recorded_frames(self, job: ClaimedJob) -> Sequence[FrameCaptions]:
         return self._patiently(lambda: self.store.recorded_frames(job, self.model))
 
     def _worked_off(self, attempts: Sequence[Attempt]) -> Iterator[list[Attempt]]:
@@ -189,7 +191,7 @@ class CaptionService:
         todo = deque(attempts)
         if len(attempts) == 1:
             self._begin_next(todo, ready)
-        elif all(one.job.source.is_local and one.job.lane is not Lane.VIDEO for one in attempts):
+        elif all(map(_is_local_picture, attempts)):
             # Cores do only so much at once. Messages that take turns are a quarter faster than ones
             # that compete for them, and for the interpreter.
             # One that hangs, as a plugin may, holds up the others for a moment only.
@@ -236,7 +238,7 @@ class CaptionService:
             if isinstance(ending, Outcome) and job.id in recorded:
                 states[job.id] = ending.state
                 if self.plugins.implement("observe"):
-                    self.reports.observers.tell("observe", event=_event(ending, job.lane))
+                    self.reports.observers.tell("observe", event=_event(ending, job.request.lane))
             elif job.id not in states:  # canceled, or another attempt has begun: that one counts
                 logger.info("the result is not wanted any more", extra=_extra(job))
                 states[job.id] = self._state_of(job)
@@ -244,11 +246,11 @@ class CaptionService:
         self._forget([job for job, _ in endings])
         return states
 
-    def _forget(self, jobs: Sequence[Job]) -> None:
+    def _forget(self, jobs: Sequence[ClaimedJob]) -> None:
         self._in_hand.remove(jobs)
         self._combined.forget([job.id for job in jobs])
 
-    def _put_back(self, endings: Sequence[tuple[Job, Ending]]) -> dict[UUID, JobState]:
+    def _put_back(self, endings: Sequence[tuple[ClaimedJob, Ending]]) -> dict[UUID, JobState]:
         """Put these attempts back; the jobs that are queued again."""
         requeues = [ending for _, ending in endings if isinstance(ending, Requeue)]
         if not requeues:
@@ -265,7 +267,7 @@ class CaptionService:
             one.job_id: JobState.QUEUED for one, again in zip(requeues, done, strict=True) if again
         }
 
-    def _state_of(self, job: Job) -> JobState:
+    def _state_of(self, job: ClaimedJob) -> JobState:
         try:
             return self._patiently(lambda: self.store.get(job.id).state)
         except JobNotFoundError:  # canceled, and deleted since
@@ -356,6 +358,11 @@ def _stay(_: int) -> None:
     """A single job is let in whenever there is a thread for it."""
 
 
+def _is_local_picture(attempt: Attempt) -> bool:
+    request = attempt.job.request
+    return request.source.is_local and request.lane is not Lane.VIDEO
+
+
 def _waited_for(ready: SimpleQueue[Attempt], most: int) -> set[Attempt]:
     """What becomes ready within a moment, and what follows it closely; `most` are expected."""
     found = set()
@@ -367,7 +374,7 @@ def _waited_for(ready: SimpleQueue[Attempt], most: int) -> set[Attempt]:
     return found
 
 
-def _extra(job: Job) -> dict[str, Any]:
+def _extra(job: ClaimedJob) -> dict[str, Any]:
     return {"job_id": str(job.id), "attempt": job.attempt}
 
 

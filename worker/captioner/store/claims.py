@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Row, Update, bindparam, or_, select, update
 
 from captioner.domain import JobState
 from captioner.store.columns import UtcDateTime
+from captioner.store.mapping import CLAIMED_COLUMNS
 from captioner.store.models import JobRow, in_state
 from captioner.store.statements import among_parameter, id_list, locked
 
@@ -46,7 +47,7 @@ def _claim_statement(dialect: str) -> Update:
             started_at=now,
             not_before=None,
         )
-        .returning(*JobRow.__table__.columns)
+        .returning(*CLAIMED_COLUMNS)
     )
 
 

@@ -7,7 +7,7 @@ from itertools import chain, islice
 from typing import TypeVar
 from uuid import UUID
 
-from captioner.domain import Job, Outcome, Requeue
+from captioner.domain import ClaimedJob, Outcome, Requeue
 from captioner.store.combining import Combiner
 from captioner.store.repository import Store
 from captioner.store.transactions import is_row_problem
@@ -49,7 +49,9 @@ class CombinedStore:
                 enough=enough,
             )
 
-        self._claims: Combiner[Sequence[UUID], list[Job]] = combined(self._claim_all, _are_many)
+        self._claims: Combiner[Sequence[UUID], list[ClaimedJob]] = combined(
+            self._claim_all, _are_many
+        )
         self._records: Combiner[Sequence[Outcome], list[bool]] = combined(
             self._record_all, _are_many
         )
@@ -57,7 +59,7 @@ class CombinedStore:
             self._requeue_all, _are_many
         )
 
-    def claim(self, job_ids: Sequence[UUID]) -> list[Job]:
+    def claim(self, job_ids: Sequence[UUID]) -> list[ClaimedJob]:
         """Those of these jobs that are now this worker's; of two callers, one gets a job.
 
         Raises:
@@ -89,7 +91,7 @@ class CombinedStore:
         """Expect nothing more of claimed jobs: they were canceled, or are another worker's now."""
         self._in_hand.difference_update(job_ids)
 
-    def _claim_all(self, asked: Sequence[Sequence[UUID]]) -> list[list[Job]]:
+    def _claim_all(self, asked: Sequence[Sequence[UUID]]) -> list[list[ClaimedJob]]:
         claimed = {job.id: job for job in self._store.claim({*chain(*asked)}, self._owner)}
         return [
             [job for job_id in job_ids if (job := claimed.pop(job_id, None))] for job_ids in asked

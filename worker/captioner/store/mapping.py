@@ -13,11 +13,19 @@ from uuid import UUID
 
 from sqlalchemy import Row
 
-from captioner.domain import Caption, CaptionRequest, Job, JobFailure, JobState, ModelInfo
+from captioner.domain import (
+    Caption,
+    CaptionRequest,
+    ClaimedJob,
+    Job,
+    JobFailure,
+    JobState,
+    ModelInfo,
+)
 from captioner.errors import ErrorCode, InvalidRequestError
 from captioner.options import options_from_mapping, options_mapping
 from captioner.source import Source
-from captioner.store.models import CaptionRow
+from captioner.store.models import CaptionRow, JobRow
 
 #: Longest error message kept, in characters.
 MAX_MESSAGE_CHARACTERS = 2_000
@@ -26,7 +34,22 @@ _MODEL_FIELDS = frozenset(field.name for field in dataclasses.fields(ModelInfo))
 CAPTION_FIELDS = tuple(
     column.key for column in CaptionRow.__table__.columns if column.key != "job_id"
 )
-
+#: Of `jobs`, what `claimed_from_row` reads.
+CLAIMED_COLUMNS = (
+    JobRow.id,
+    JobRow.attempt,
+    JobRow.retries,
+    JobRow.crashes,
+    JobRow.frames_done,
+    JobRow.frames_total,
+    JobRow.source,
+    JobRow.options,
+    JobRow.client_key,
+    JobRow.client_metadata,
+    JobRow.lane,
+    JobRow.deadline_at,
+    JobRow.webhook_url,
+)
 
 _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
 _encode_sorted = json.JSONEncoder(allow_nan=False, ensure_ascii=False, sort_keys=True).encode
@@ -144,6 +167,38 @@ def job_from_row(row: Row[Any], captions: Sequence[Caption] = ()) -> Job:
         frames_done=row.frames_done,
         frames_total=row.frames_total,
         captions=tuple(captions),
+    )
+
+
+def claimed_from_row(row: Row[Any]) -> ClaimedJob:
+    """What a worker gets of a row that has `CLAIMED_COLUMNS`, in their order.
+
+    Raises:
+        InvalidRequestError: another version wrote options or a source that this one refuses.
+    """
+    values: Sequence[Any] = row
+    job_id, attempt, retries, crashes, frames_done, frames_total, *asked = values
+    source, stored, client_key, metadata, lane, deadline_at, webhook_url = asked
+    options, alt_text, video = options_from_mapping(stored)
+    request = CaptionRequest(
+        id=job_id,
+        source=Source(source),
+        options=options,
+        alt_text=alt_text,
+        video=video,
+        client_key=client_key,
+        metadata=metadata,
+        lane=lane,
+        deadline_at=deadline_at,
+        webhook_url=webhook_url,
+    )
+    return ClaimedJob(
+        request=request,
+        attempt=attempt,
+        retries=retries,
+        crashes=crashes,
+        frames_done=frames_done,
+        frames_total=frames_total,
     )
 
 

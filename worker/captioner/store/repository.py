@@ -9,6 +9,7 @@ from uuid import UUID
 
 from captioner.domain import (
     CaptionRequest,
+    ClaimedJob,
     FrameCaptions,
     Job,
     JobFailure,
@@ -22,7 +23,7 @@ from captioner.errors import InvalidRequestError, JobNotFoundError
 from captioner.store import claims, endings, frames, queries, records, submissions
 from captioner.store.deliveries import Deliveries
 from captioner.store.endpoints import Endpoints
-from captioner.store.mapping import job_from_row
+from captioner.store.mapping import claimed_from_row
 from captioner.store.queries import Cursor
 from captioner.store.requeues import requeue
 from captioner.store.submissions import Submission
@@ -104,7 +105,9 @@ class Store(Deliveries, Endpoints, Upkeep):
 
     # Working
 
-    def claim(self, ids: Collection[UUID], owner: str, *, now: datetime | None = None) -> list[Job]:
+    def claim(
+        self, ids: Collection[UUID], owner: str, *, now: datetime | None = None
+    ) -> list[ClaimedJob]:
         """Take queued jobs that are due: `processing`, `attempt` + 1, `owner`'s.
 
         Returns:
@@ -117,7 +120,7 @@ class Store(Deliveries, Endpoints, Upkeep):
         claimed, refused = [], []
         for row in rows:
             try:
-                claimed.append(job_from_row(row))
+                claimed.append(claimed_from_row(row))
             except InvalidRequestError as error:
                 # Another version's: it must end here, or it would be claimed for ever.
                 failure = JobFailure(error.code, error.message, error.retryable)
@@ -169,7 +172,7 @@ class Store(Deliveries, Endpoints, Upkeep):
         """
         return frames.keep(self._database, progress)
 
-    def recorded_frames(self, job: Job, model: ModelInfo) -> list[FrameCaptions]:
+    def recorded_frames(self, job: ClaimedJob | Job, model: ModelInfo) -> list[FrameCaptions]:
         """The frames that were recorded for a claimed job, in the order in which they came.
 
         Those of another model, or of another revision of this one, are of no use: they are deleted.
