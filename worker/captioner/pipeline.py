@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -124,23 +124,19 @@ class Pipeline:
         captioning = Captioning(self._engine, self._providers, request, watch, stopping, log)
         try:
             captioning.resume()
-            stream = self._frames(request, watch, captioning)
             try:
-                with self._providers.counted(), closing(stream) as frames:
-                    for frame in frames:
-                        captioning.add(frame)
-                    captioning.complete()
+                self._add_frames(request, watch, captioning)
+                captioning.complete()
             except HandedBackError:
                 captioning.put_down()
                 raise
-        except BaseException:
+        except BaseException as error:
+            self._providers.count(error)
             captioning.abandon()
             raise
         return captioning
 
-    def _frames(
-        self, request: CaptionRequest, watch: _Watch, captioning: Captioning
-    ) -> Generator[Frame, None, None]:
+    def _add_frames(self, request: CaptionRequest, watch: _Watch, captioning: Captioning) -> None:
         """Fetch and decode; what was fetched is gone when the last frame was taken."""
         with _folder(needed=self._providers.needs_folder(request.source)) as folder:
             watch.check()
@@ -161,7 +157,7 @@ class Pipeline:
                         frame = next(frames, None)
                     if frame is None:
                         return
-                    yield frame
+                    captioning.add(frame)
 
 
 class Captioning:
@@ -336,9 +332,9 @@ class Captioning:
             with self._taking:
                 while self._waiting:
                     self._take()
-            with self._providers.counted():
-                captions = self._providers.finish(self._done, self._request, self._joint)
-        except BaseException:
+            captions = self._providers.finish(self._done, self._request, self._joint)
+        except BaseException as error:
+            self._providers.count(error)
             self.abandon()
             raise
         timings = {stage: round(seconds, 6) for stage, seconds in self._watch.seconds.items()}

@@ -5,9 +5,8 @@ A plugin's mistake is found where it is made, and fails the job with the plugin'
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,14 +34,10 @@ class Providers:
         self._plugins = plugins
         self._limits = limits
 
-    @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
+    def count(self, error: BaseException) -> None:
         """Count a plugin's failure that ends the job here, also one from a decoder's process."""
-        try:
-            yield
-        except PluginError as error:
+        if isinstance(error, PluginError):
             self._plugins.errors.report(error.plugin, error.hook, error.__cause__ or error.reason)
-            raise
 
     @property
     def process_captions(self) -> bool:
