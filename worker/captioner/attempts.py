@@ -147,8 +147,8 @@ class Attempt:
     def give_up(self) -> None:
         """Nobody will ask for the end."""
         self._given_up = True
-        if self._captioning:
-            self._captioning.abandon()
+        if captioning := self._captioning:  # another thread may be done with it just now
+            captioning.abandon()
 
     def end(self) -> Ending:
         """How it ended; waits when it is not ready."""
@@ -157,9 +157,9 @@ class Attempt:
         return self._ending
 
     def _finish(self) -> None:
-        if self._captioning:
+        if captioning := self._captioning:
             with job_context(self.job.id):
-                captioned = self._judged(self._captioning.result)
+                captioned = self._judged(captioning.result)
             if captioned and not self._finished:
                 self._ending = self._outcome(
                     JobState.SUCCEEDED, captions=captioned.captions, stages=captioned.timings
