@@ -14,6 +14,7 @@ from typing import Any
 
 from celery.concurrency import thread
 from celery.worker import state as worker_state
+from kombu.asynchronous import get_event_loop
 
 from captioner.celery import CaptionerApp
 from captioner.errors import CaptionerError
@@ -47,6 +48,8 @@ class TaskPool(thread.TaskPool):
         """Celery's; nothing is started yet."""
         super().__init__(*arguments, **options)
         self._stopped = threading.Event()
+        #: True when Celery was told that no more messages may be in hand, and waits.
+        self._was_full = False
 
     def on_start(self) -> None:
         """Check the schema and load the model; exit with 1 and one line when either fails."""
@@ -102,7 +105,26 @@ class TaskPool(thread.TaskPool):
     def num_processes(self) -> int:
         """How many messages may be in hand: Celery asks before it takes another."""
         captions = self._parts and self._parts.captions
-        return 0 if captions and captions.full else self.limit
+        self._was_full = True  # before the look: a message may end at any time
+        limit = 0 if captions and captions.full else self.limit
+        self._was_full = len(worker_state.reserved_requests) >= limit
+        return limit
+
+    def on_apply(self, *arguments: Any, **options: Any) -> Any:
+        """Run a message in a thread; afterwards Celery's loop may have to be told of it."""
+        result = super().on_apply(*arguments, **options)
+        result.f.add_done_callback(self._take_more)
+        return result
+
+    def _take_more(self, _: object) -> None:
+        """Wake the loop that waits for room: by itself it looks only when a timer is due.
+
+        Which was four times a second (2026-11): 8 threads did 44 jobs a second instead of 336.
+        """
+        hub = get_event_loop()
+        if self._was_full and hub:
+            self._was_full = False
+            hub.call_soon(_nothing)
 
     def grow(self, n: int = 1) -> None:
         """Let `n` more messages be in hand."""
@@ -132,6 +154,10 @@ class TaskPool(thread.TaskPool):
         if self._parts and self._parts.captions:
             info["model"] = self._parts.captions.model.id
         return info
+
+
+def _nothing() -> None:
+    """To be called by a loop that was woken."""
 
 
 def _spare_the_collector() -> None:
