@@ -133,8 +133,36 @@ def test_the_first_lingers_for_those_expected_and_no_longer() -> None:
         results = [pool.submit(combined, item) for item in (1, 2, 3)]
         waiting(combined, 3)
         expected.clear()
+        combined.hurry()
         assert [one.result(PATIENCE_SECONDS) for one in results] == [2, 4, 6]
     assert [sorted(batch) for batch in statement.batches] == [[1, 2, 3]]
+
+
+def test_the_last_of_those_expected_ends_the_wait() -> None:
+    statement = Statement()
+    combined = combiner(statement, linger_seconds=60, expects=lambda: len(combined._waiting) < 2)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(combined, 1)
+        waiting(combined, 1)
+        assert pool.submit(combined, 2).result(PATIENCE_SECONDS) == 4
+        assert first.result(PATIENCE_SECONDS) == 2
+    assert statement.batches == [[1, 2]]
+
+
+def test_who_brings_enough_waits_for_nobody_who_lingers() -> None:
+    statement = Statement()
+    combined = Combiner(
+        statement,
+        linger_seconds=60,
+        expects=lambda: True,
+        at_fault=lambda _: False,
+        enough=lambda item: item > 9,
+    )
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(combined, 1)
+        waiting(combined, 1)
+        assert pool.submit(combined, 10).result(PATIENCE_SECONDS) == 20
+        assert first.result(PATIENCE_SECONDS) == 2
 
 
 def test_a_linger_ends() -> None:

@@ -75,7 +75,7 @@ class CombinedStore:
         Raises:
             StoreUnavailableError: the database cannot be reached.
         """
-        self._in_hand.difference_update(outcome.job_id for outcome in outcomes)
+        self.forget([outcome.job_id for outcome in outcomes])
         return self._records(outcomes)
 
     def requeue(self, requeues: Sequence[Requeue]) -> list[bool]:
@@ -84,12 +84,17 @@ class CombinedStore:
         Raises:
             StoreUnavailableError: the database cannot be reached.
         """
-        self._in_hand.difference_update(requeue.job_id for requeue in requeues)
+        self.forget([requeue.job_id for requeue in requeues])
         return self._requeues(requeues)
 
     def forget(self, job_ids: Sequence[UUID]) -> None:
         """Expect nothing more of claimed jobs: they were canceled, or are another worker's now."""
+        if not self._in_hand:
+            return
         self._in_hand.difference_update(job_ids)
+        if not self._in_hand:
+            for one in (self._claims, self._records, self._requeues):
+                one.hurry()
 
     def _claim_all(self, asked: Sequence[Sequence[UUID]]) -> list[list[ClaimedJob]]:
         claimed = {job.id: job for job in self._store.claim({*chain(*asked)}, self._owner)}
