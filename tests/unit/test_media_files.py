@@ -12,8 +12,8 @@ import pytest
 
 from captioner import real_files
 from captioner.errors import ErrorCode, JobError
-from captioner.media import decode_image, open_source
-from captioner.media.files import _inside
+from captioner.media import LocalFolders, decode_image, open_source
+from captioner.media.files import MOST_FOLDERS, _inside
 from captioner.settings import MediaSettings
 from captioner.source import Source
 from pictures import jpeg
@@ -339,3 +339,125 @@ def test_credentials_in_mistyped_urls_are_not_repeated(limits: MediaSettings, ur
     message = failure(uri, limits).message
     assert "secret" not in message
     assert "user" not in message
+
+
+def names(limits: MediaSettings, *uris: str | Path) -> list[str | ErrorCode]:
+    """What a worker finds that begins these one after the other: a file's path, or an error."""
+    found: list[str | ErrorCode] = []
+    with LocalFolders(limits) as folders:
+        for uri in uris:
+            try:
+                media = open_source(Source(str(uri)), Path("/nowhere"), limits, folders)
+            except JobError as error:
+                found.append(error.code)
+            else:
+                assert media.name == Source(str(uri)).display
+                assert media.real
+                media.open().close()
+                found.append(str(media.path))
+    return found
+
+
+def test_many_files_are_found_as_one_alone_would_be(
+    root: Path, tmp_path: Path, limits: MediaSettings
+) -> None:
+    (root / "deep").mkdir()
+    (root / "deep/photo.jpg").write_bytes(jpeg())
+    (root / "link.jpg").symlink_to("deep/photo.jpg")
+    (root / "out.jpg").symlink_to(tmp_path / "secret.jpg")
+    (root / "alias").symlink_to("deep")
+    (root / "out").symlink_to(tmp_path)
+    os.mkfifo(root / "fifo")
+    uris = [
+        f"{root}/photo.jpg",
+        f"{root}/deep/photo.jpg",
+        f"file://{root}/deep/photo.jpg",
+        f"{root}//photo.jpg",
+        f"{root}/deep/./photo.jpg",
+        f"{root}/link.jpg",
+        f"{root}/alias/photo.jpg",
+        f"{root}/out.jpg",
+        f"{root}/out/secret.jpg",
+        f"{root}/fifo",
+        f"{root}/missing.jpg",
+        f"{root}/missing/photo.jpg",
+        f"{root}/photo.jpg/below",
+        f"{root}/deep",
+        f"{root}/deep/",
+        f"{tmp_path}/secret.jpg",
+        f"{root}/../secret.jpg",
+        "/photo.jpg",
+        "photo.jpg",
+    ]
+    alone = [name for uri in uris for name in names(limits, uri)]
+
+    assert names(limits, *uris) == alone
+    assert names(limits, *reversed(uris)) == alone[::-1]
+    deep = str((root / "deep/photo.jpg").resolve())
+    assert alone[:7] == [
+        str((root / "photo.jpg").resolve()),
+        deep,
+        deep,
+        alone[0],
+        deep,
+        deep,
+        deep,
+    ]
+    assert all(isinstance(one, ErrorCode) for one in alone[7:])
+
+
+def test_a_known_folder_is_not_followed_again(
+    root: Path, tmp_path: Path, limits: MediaSettings
+) -> None:
+    """Whoever makes a link of it does not lead out."""
+    (root / "folder").mkdir()
+    (root / "folder/photo.jpg").write_bytes(jpeg())
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "photo.jpg").write_bytes(jpeg())
+    source = Source(f"{root}/folder/photo.jpg")
+    with LocalFolders(limits) as folders:
+        open_source(source, root, limits, folders).open().close()
+        exchange(root / "folder", outside)
+
+        with pytest.raises(JobError):
+            open_source(source, root, limits, folders).open()
+
+
+def test_limits_hold_in_a_known_folder(root: Path, limits: MediaSettings) -> None:
+    size = (root / "photo.jpg").stat().st_size
+    (root / "large.jpg").write_bytes(bytes(size + 1))
+    small = limits.model_copy(update={"max_image_bytes": size})
+
+    assert names(small, root / "photo.jpg", root / "large.jpg") == [
+        str((root / "photo.jpg").resolve()),
+        ErrorCode.MEDIA_TOO_LARGE,
+    ]
+
+
+def test_an_unreadable_file_in_a_known_folder_says_so(root: Path, limits: MediaSettings) -> None:
+    (root / "closed.jpg").write_bytes(jpeg())
+    (root / "closed.jpg").chmod(0)
+    with LocalFolders(limits) as folders:
+        open_source(Source(f"{root}/photo.jpg"), root, limits, folders)
+        with nobody(), pytest.raises(JobError) as caught:
+            open_source(Source(f"{root}/closed.jpg"), root, limits, folders)
+
+    assert caught.value.code is ErrorCode.FETCH_FAILED
+    assert "may not read" in caught.value.message
+
+
+def test_known_folders_are_let_go(root: Path, limits: MediaSettings) -> None:
+    (root / "out").symlink_to("/")
+    for number in range(2 * MOST_FOLDERS):
+        (root / str(number)).mkdir()
+        (root / str(number) / "photo.jpg").write_bytes(jpeg())
+    many = [root / str(number) / "photo.jpg" for number in range(2 * MOST_FOLDERS)]
+    before = len(list(Path("/dev/fd").iterdir()))
+    with LocalFolders(limits) as folders:
+        for one in many:
+            open_source(Source(str(one)), root, limits, folders)
+            assert len(list(Path("/dev/fd").iterdir())) <= before + MOST_FOLDERS
+    for _ in range(3):
+        names(limits, root / "photo.jpg", root / "missing/photo.jpg", root / "out/photo.jpg", *many)
+    assert len(list(Path("/dev/fd").iterdir())) == before

@@ -29,6 +29,7 @@ from captioner.errors import (
 )
 from captioner.frame_log import FrameLog
 from captioner.logs import job_context
+from captioner.media import LocalFolders
 from captioner.pipeline import Captioning, Pipeline
 from captioner.retrying import retry
 from captioner.settings import RetrySettings
@@ -87,11 +88,12 @@ class Attempt:
         self._finished = False
         self._ending: Ending = None
 
-    def begin(self, ready: Callable[[Attempt], None]) -> None:
+    def begin(self, ready: Callable[[Attempt], None], folders: LocalFolders | None = None) -> None:
         """Bring the source's frames to the engine.
 
         Args:
             ready: called once, from any thread, when `end` need not wait for anything.
+            folders: as of `Pipeline.begin`.
         """
         with job_context(self.job.id):
             self._captioning = self._judged(
@@ -100,6 +102,7 @@ class Attempt:
                     canceled=self._unwanted,
                     stopping=self._stopping,
                     log=self._frames,
+                    folders=folders,
                 )
             )
         if self._captioning:

@@ -23,7 +23,7 @@ from captioner.engine import Engine
 from captioner.errors import CanceledError, ErrorCode, HandedBackError, JobError
 from captioner.frame_log import FrameLog
 from captioner.joint import JointFrames
-from captioner.media import HostSlots
+from captioner.media import HostSlots, LocalFolders
 from captioner.plugins import Plugins
 from captioner.providers import Providers
 from captioner.sampling import Sampler
@@ -74,6 +74,7 @@ class Pipeline:
         """
         self._engine = engine
         self._sampler = sampler
+        self._limits = limits
         self._providers = Providers(plugins or Plugins(), limits)
         self._hosts = HostSlots(limits.connections_per_host, concurrency)
 
@@ -81,6 +82,10 @@ class Pipeline:
     def finishes_slowly(self) -> bool:
         """True when plugins work on captions, which may take them any time."""
         return self._providers.process_captions
+
+    def local_folders(self) -> LocalFolders:
+        """For what one thread begins; to be closed when it has."""
+        return LocalFolders(self._limits)
 
     def caption(
         self,
@@ -110,11 +115,13 @@ class Pipeline:
         canceled: Callable[[], bool] | None = None,
         stopping: Callable[[], bool] = lambda: False,
         log: FrameLog | None = None,
+        folders: LocalFolders | None = None,
     ) -> Captioning:
         """Fetch and decode one source and give its frames to the engine; see `caption`.
 
         Returns when the engine has the last frame: what has many waits for room meanwhile. Frames
-        that have captions by `log` are not captioned again, and it is told of the others.
+        that have captions by `log` are not captioned again, and it is told of the others. `folders`
+        are of sources that this thread began just before.
 
         Raises:
             HandedBackError: `stopping` said that this worker ends, and the log has all of a video
@@ -125,7 +132,7 @@ class Pipeline:
         try:
             captioning.resume()
             try:
-                self._add_frames(request, watch, captioning)
+                self._add_frames(request, watch, captioning, folders)
                 captioning.complete()
             except HandedBackError:
                 captioning.put_down()
@@ -136,12 +143,18 @@ class Pipeline:
             raise
         return captioning
 
-    def _add_frames(self, request: CaptionRequest, watch: _Watch, captioning: Captioning) -> None:
+    def _add_frames(
+        self,
+        request: CaptionRequest,
+        watch: _Watch,
+        captioning: Captioning,
+        folders: LocalFolders | None,
+    ) -> None:
         """Fetch and decode; what was fetched is gone when the last frame was taken."""
         with _folder(needed=self._providers.needs_folder(request.source)) as folder:
             watch.check()
             with watch.timed("fetch"), self._hosts.hold(request.source, request.lane):
-                media = self._providers.open_source(request.source, folder)
+                media = self._providers.open_source(request.source, folder, folders)
             size = self._engine.info.image_size
             stream = self._sampler.sample(
                 media,

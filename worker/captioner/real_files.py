@@ -16,6 +16,8 @@ _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Linux: to reach a file without opening it, and to ask where that is.
 _REACH = getattr(os, "O_PATH", 0) | os.O_CLOEXEC
 _DESCRIPTORS = "/proc/self/fd"
+#: Readable whoever asks.
+_READABLE = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 #: To ask for who this process acts as, where the system can be asked that.
 _EFFECTIVE = os.access in os.supports_effective_ids
 
@@ -68,6 +70,24 @@ class Reached:
         status = os.fstat(descriptor)
         _check_kind(status.st_mode)
         return status
+
+    def size_inside_bytes(self, name: str) -> int | None:
+        """How large a file in this folder is, where that takes no more than one look.
+
+        Args:
+            name: of one entry, without `/`.
+
+        Returns:
+            None for whatever is not simply a file that everybody may read, such as a link.
+        """
+        if self._descriptor is None:
+            return None
+        try:
+            status = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
+        except OSError:
+            return None
+        simple = stat.S_ISREG(status.st_mode) and status.st_mode & _READABLE == _READABLE
+        return status.st_size if simple else None
 
     def close(self) -> None:
         """Let go of it; twice does nothing."""

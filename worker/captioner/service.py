@@ -215,15 +215,16 @@ class CaptionService:
 
     def _begin_next(self, todo: deque[Attempt], ready: Callable[[Attempt], None]) -> None:
         """Begin those that no other thread has begun."""
-        while True:
-            try:
-                attempt = todo.popleft()
-            except IndexError:
-                return
-            if self._stopping.is_set():
-                attempt.hand_back(ready)
-            else:
-                attempt.begin(ready)
+        with self._pipeline.local_folders() as folders:
+            while True:
+                try:
+                    attempt = todo.popleft()
+                except IndexError:
+                    return
+                if self._stopping.is_set():
+                    attempt.hand_back(ready)
+                else:
+                    attempt.begin(ready, folders)
 
     def _put_away(self, attempts: Sequence[Attempt]) -> dict[UUID, JobState]:
         """Record how these ended; what each job is then."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from captioner.media.decode import decode_image
+from captioner.media.files import LocalFolders
 from captioner.media.frames import still_frame
 from captioner.media.guard import SCHEMES
 from captioner.media.hosts import HostSlots
@@ -17,6 +18,7 @@ __all__ = [
     "SCHEMES",
     "Answer",
     "HostSlots",
+    "LocalFolders",
     "StillImages",
     "check_size",
     "decode_image",
