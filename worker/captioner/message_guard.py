@@ -80,6 +80,11 @@ class GuardedPubSub(redis.PrefixedRedisPubSub):
 class GuardedQoS(redis.QoS):
     """Where unacknowledged messages are kept, and put back from."""
 
+    def ack(self, delivery_tag: Any) -> None:
+        """Forget a message, if it was kept: kombu would ask Redis in any case."""
+        if delivery_tag in self._delivered:
+            super().ack(delivery_tag)
+
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:  # noqa: FBT001, FBT002  # kombu's
         """Put a message back into its queue, unless it could never be delivered."""
         with self.channel.conn_or_acquire(client) as connection:
