@@ -75,6 +75,45 @@ def test_each_lane_has_a_queue_bound_to_it_alone(tmp_path: Path) -> None:
     app.close()
 
 
+@pytest.mark.parametrize("name", [SUBMISSIONS_QUEUE, *QUEUES.values(), EVENTS_QUEUE])
+def test_redis_keeps_copies_of_requests_and_of_nothing_that_is_in_sql(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    app = create_app(settings(redis_url, tmp_path))
+    copies: list[int] = []
+    forgotten: list[str] = []
+    forget: Any = GuardedQoS._remove_from_indices
+
+    def count(qos: GuardedQoS, tag: str, pipe: Any = None) -> Any:
+        forgotten.append(tag)
+        return forget(qos, tag, pipe)
+
+    monkeypatch.setattr(GuardedQoS, "_remove_from_indices", count)
+
+    def take(message: Any) -> None:
+        with connection.default_channel.conn_or_acquire() as client:
+            copies.append(client.hlen("unacked"))
+            message.ack()
+            assert client.hlen("unacked") == 0
+
+    app.send_task("any", queue=name)
+    with app.connection_for_read() as connection:
+        consumer = app.amqp.TaskConsumer(connection, queues=[app.amqp.queues[name]])
+        consumer.on_message = take
+        consumer.consume()
+        connection.drain_events(timeout=10)
+    app.close()
+    kept = int(name == SUBMISSIONS_QUEUE)
+    assert copies == [kept]
+    assert len(forgotten) == kept  # each is a round trip
+
+
+def test_the_embedded_broker_counts_what_waits_for_its_acknowledgement(tmp_path: Path) -> None:
+    """There it is all that keeps a worker from taking more than it may have in hand."""
+    with create_app(Settings(data_dir=tmp_path)) as app:
+        assert not any(queue.no_ack for queue in app.amqp.queues.values())
+
+
 @pytest.fixture
 def embedded(tmp_path: Path) -> Iterator[Any]:
     url = f"{EMBEDDED_PREFIX}{tmp_path / 'broker.sqlite3'}"
