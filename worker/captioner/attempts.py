@@ -87,6 +87,8 @@ class Attempt:
         #: True when `_ending` is final.
         self._finished = False
         self._ending: Ending = None
+        #: What the job is after it, once that is recorded.
+        self.state = JobState.PROCESSING
 
     def begin(self, ready: Callable[[Attempt], None], folders: LocalFolders | None = None) -> None:
         """Bring the source's frames to the engine.

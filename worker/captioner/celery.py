@@ -64,7 +64,7 @@ def create_app(settings: Settings) -> CaptionerApp:
 
 
 def _configuration(settings: Settings) -> dict[str, Any]:
-    # Elsewhere kombu counts what waits for its acknowledgement, to take no more than may be in hand.
+    # Elsewhere kombu counts what waits for its acknowledgement, and takes no more than may be.
     is_redis = settings.broker_url.startswith(("redis", "sentinel"))
     return {
         "broker_url": settings.broker_url,

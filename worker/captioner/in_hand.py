@@ -31,7 +31,8 @@ class InHand:
         with self._lock:
             claims = list(map(_claim, jobs))
             self._claims.difference_update(claims)
-            self._canceled.difference_update(claims)
+            if self._canceled:
+                self._canceled.difference_update(claims)
 
     def canceled(self, job: ClaimedJob) -> Callable[[], bool]:
         """Tells whether nobody wants this attempt's result any more."""

@@ -285,6 +285,14 @@ class Captioning:
             tell()
             return
         since = time.monotonic()
+
+        def all_done(_: object = None) -> None:
+            self._watch.seconds["engine"] += time.monotonic() - since
+            tell()
+
+        if remaining == 1:  # as of every still picture
+            waiting[0][1].add_done_callback(all_done)
+            return
         lock = threading.Lock()
 
         def one_done(_: object) -> None:
@@ -293,8 +301,7 @@ class Captioning:
                 remaining -= 1
                 last = not remaining
             if last:
-                self._watch.seconds["engine"] += time.monotonic() - since
-                tell()
+                all_done()
 
         for _, future in waiting:
             future.add_done_callback(one_done)

@@ -18,7 +18,7 @@ def printable(text: str) -> str:
 
 def shown_path(text: str) -> str:
     """An absolute path, or what is none and may have been meant to be a URL."""
-    shown = CREDENTIALS.sub("…@", text)
+    shown = CREDENTIALS.sub("…@", text) if "@" in text else text
     if text.startswith("/") and not text.startswith("//"):
         return shown
     before, query, _ = shown.partition("?")

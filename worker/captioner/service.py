@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 from uuid import UUID
 
-from captioner.attempts import Attempt, Ending
+from captioner.attempts import Attempt
 from captioner.domain import (
     ClaimedJob,
     FrameCaptions,
@@ -128,19 +128,19 @@ class CaptionService:
         jobs = self._patiently(lambda: self._combined.claim(job_ids))
         self._in_hand.add(jobs)
         attempts = self._attempts(jobs, tell)
-        states: dict[UUID, JobState] = {}
         try:
             with self._room.taken(len(jobs)) if len(jobs) > 1 else nullcontext(_stay) as leave:
                 for ended in self._worked_off(attempts):
                     leave(len(ended))  # the next message is begun while this one is recorded
-                    states |= self._put_away(ended)
+                    self._put_away(ended)
         except BaseException:
             # Left over when the database stays away: what still runs is in vain.
             for attempt in attempts:
                 attempt.give_up()
-            self._forget(jobs)
+            self._in_hand.remove(jobs)
+            self._combined.forget([job.id for job in jobs])
             raise
-        return [states[job.id] for job in jobs]
+        return [attempt.state for attempt in attempts]
 
     @property
     def full(self) -> bool:
@@ -226,47 +226,58 @@ class CaptionService:
                 else:
                     attempt.begin(ready, folders)
 
-    def _put_away(self, attempts: Sequence[Attempt]) -> dict[UUID, JobState]:
-        """Record how these ended; what each job is then."""
-        endings = [(one.job, one.end()) for one in attempts]
-        outcomes = [ending for _, ending in endings if isinstance(ending, Outcome)]
-        recorded: set[UUID] = set()
-        if outcomes:
-            written = self._patiently(lambda: self._combined.record(outcomes))
-            recorded = {one.job_id for one, done in zip(outcomes, written, strict=True) if done}
-        states = self._put_back([pair for pair in endings if isinstance(pair[1], Requeue)])
-        for job, ending in endings:
-            if isinstance(ending, Outcome) and job.id in recorded:
-                states[job.id] = ending.state
-                if self.plugins.implement("observe"):
-                    self.reports.observers.tell("observe", event=_event(ending, job.request.lane))
-            elif job.id not in states:  # canceled, or another attempt has begun: that one counts
-                logger.info("the result is not wanted any more", extra=_extra(job))
-                states[job.id] = self._state_of(job)
-        _log([one for one in outcomes if one.job_id in recorded])
-        self._forget([job for job, _ in endings])
-        return states
+    def _put_away(self, attempts: Sequence[Attempt]) -> None:
+        """Record how these ended, and set what each job is then."""
+        ended: list[tuple[Attempt, Outcome]] = []
+        put_back: list[tuple[Attempt, Requeue]] = []
+        unwanted: list[Attempt] = []
+        for one in attempts:
+            match one.end():
+                case Outcome() as outcome:
+                    ended.append((one, outcome))
+                case Requeue() as requeue:
+                    put_back.append((one, requeue))
+                case None:
+                    unwanted.append(one)
+        self._combined.forget([one.job.id for one in unwanted])
+        unwanted += self._record(ended) + self._put_back(put_back)
+        for one in unwanted:  # canceled, or another attempt has begun: that one counts
+            logger.info("the result is not wanted any more", extra=_extra(one.job))
+            one.state = self._state_of(one.job)
+        self._in_hand.remove([one.job for one in attempts])
 
-    def _forget(self, jobs: Sequence[ClaimedJob]) -> None:
-        self._in_hand.remove(jobs)
-        self._combined.forget([job.id for job in jobs])
+    def _record(self, ended: Sequence[tuple[Attempt, Outcome]]) -> list[Attempt]:
+        """Record these results; those attempts that nobody wants one of any more."""
+        if not ended:
+            return []
+        outcomes = [outcome for _, outcome in ended]
+        written = self._patiently(lambda: self._combined.record(outcomes))
+        recorded = [pair for pair, done in zip(ended, written, strict=True) if done]
+        observed = self.plugins.implement("observe")
+        for one, outcome in recorded:
+            one.state = outcome.state
+            if observed:
+                event = _event(outcome, one.job.request.lane)
+                self.reports.observers.tell("observe", event=event)
+        _log([outcome for _, outcome in recorded])
+        return [one for (one, _), done in zip(ended, written, strict=True) if not done]
 
-    def _put_back(self, endings: Sequence[tuple[ClaimedJob, Ending]]) -> dict[UUID, JobState]:
-        """Put these attempts back; the jobs that are queued again."""
-        requeues = [ending for _, ending in endings if isinstance(ending, Requeue)]
-        if not requeues:
-            return {}
+    def _put_back(self, put_back: Sequence[tuple[Attempt, Requeue]]) -> list[Attempt]:
+        """Put these attempts back; those whose jobs are not theirs any more."""
+        if not put_back:
+            return []
+        requeues = [requeue for _, requeue in put_back]
         done = self._patiently(lambda: self._combined.requeue(requeues))
-        for (job, _), requeue, again in zip(endings, requeues, done, strict=True):
-            if again and (failure := requeue.failure):
-                logger.warning(
-                    "the job will be tried again: %s",
-                    failure.message,
-                    extra=_extra(job) | {"error_code": failure.code.value},
-                )
-        return {
-            one.job_id: JobState.QUEUED for one, again in zip(requeues, done, strict=True) if again
-        }
+        for (one, requeue), again in zip(put_back, done, strict=True):
+            if again:
+                one.state = JobState.QUEUED
+                if failure := requeue.failure:
+                    logger.warning(
+                        "the job will be tried again: %s",
+                        failure.message,
+                        extra=_extra(one.job) | {"error_code": failure.code.value},
+                    )
+        return [one for (one, _), again in zip(put_back, done, strict=True) if not again]
 
     def _state_of(self, job: ClaimedJob) -> JobState:
         try:

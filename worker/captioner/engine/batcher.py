@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Work:
-    """What is waiting for the model to make one caption of."""
+    """What is waiting for the model to make one caption of; not to be changed."""
 
     #: uint8 `[image_size, image_size, 3]`, or `[pictures, image_size, image_size, 3]`.
     pixels: NDArray[np.uint8] = field(repr=False)

@@ -80,42 +80,43 @@ class LocalFolders:
     def __init__(self, limits: MediaSettings) -> None:
         """`limits` as of `open_file`."""
         self._limits = limits
-        #: By their paths as they were asked for; None: not inside the roots.
-        self._known: dict[str, Reached | None] = {}
+        #: By their paths as they were asked for, with their real ones; None: not inside the roots.
+        self._known: dict[str, tuple[Reached, Path] | None] = {}
 
     def open(self, source: Source, folder: Path) -> Media:
         """As `open_file`, which sees to all that is not simply a file."""
         asked = _requested_path(source)
         parent, _, name = asked.rpartition("/")
-        reached = self._reached(parent)
-        size = reached.size_inside_bytes(name) if reached else None
-        if reached is None or size is None or size > smallest_limit_bytes(self._limits):
-            return open_file(source, folder, self._limits)
-        return Media(Path(reached.path, name), source.display, real=True)
+        if known := self._reached(parent):
+            reached, real = known
+            size = reached.size_inside_bytes(name)
+            if size is not None and size <= smallest_limit_bytes(self._limits):
+                return Media(real / name, source.display, real=True)
+        return open_file(source, folder, self._limits)
 
-    def _reached(self, folder: str) -> Reached | None:
+    def _reached(self, folder: str) -> tuple[Reached, Path] | None:
         if folder not in self._known:
             if len(self._known) == MOST_FOLDERS:
                 self.close()
             self._known[folder] = self._reach(folder) if folder else None
         return self._known[folder]
 
-    def _reach(self, folder: str) -> Reached | None:
+    def _reach(self, folder: str) -> tuple[Reached, Path] | None:
         try:
             reached = Reached(folder)
         except OSError:
             return None
         if _inside(reached.path, self._limits.allowed_roots):
-            return reached
+            return reached, Path(reached.path)
         reached.close()
         return None
 
     def close(self) -> None:
         """Let go of all of them; twice does nothing."""
         while self._known:
-            _, reached = self._known.popitem()
-            if reached:
-                reached.close()
+            _, known = self._known.popitem()
+            if known:
+                known[0].close()
 
     def __enter__(self) -> Self:
         return self

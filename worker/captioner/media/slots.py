@@ -30,6 +30,7 @@ class Slots:
         self._count = count
         self._limits = {lane: max(1, int(count * shares.get(lane, 1))) for lane in Lane}
         self._held = dict.fromkeys(Lane, 0)
+        self._taken = 0
         self._waiting: dict[Lane, deque[threading.Event]] = {lane: deque() for lane in Lane}
         self._lock = threading.Lock()
 
@@ -65,6 +66,7 @@ class Slots:
         """Give back a slot of this lane; it is handed to the first who waits and may have it."""
         with self._lock:
             self._held[lane] -= 1
+            self._taken -= 1
             for waiting_lane, turns in self._waiting.items():  # in the order of `Lane`
                 if turns and self._take(waiting_lane):
                     turns.popleft().set()
@@ -78,7 +80,8 @@ class Slots:
             return turn.is_set()
 
     def _take(self, lane: Lane) -> bool:
-        if sum(self._held.values()) == self._count or self._held[lane] == self._limits[lane]:
+        if self._taken == self._count or self._held[lane] == self._limits[lane]:
             return False
         self._held[lane] += 1
+        self._taken += 1
         return True
