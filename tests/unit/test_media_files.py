@@ -347,7 +347,7 @@ def names(limits: MediaSettings, *uris: str | Path) -> list[str | ErrorCode]:
     with LocalFolders(limits) as folders:
         for uri in uris:
             try:
-                media = open_source(Source(str(uri)), Path("/nowhere"), limits, folders)
+                media = folders.open(Source(str(uri)))
             except JobError as error:
                 found.append(error.code)
             else:
@@ -417,11 +417,11 @@ def test_a_known_folder_is_not_followed_again(
     (outside / "photo.jpg").write_bytes(jpeg())
     source = Source(f"{root}/folder/photo.jpg")
     with LocalFolders(limits) as folders:
-        open_source(source, root, limits, folders).open().close()
+        folders.open(source).open().close()
         exchange(root / "folder", outside)
 
         with pytest.raises(JobError):
-            open_source(source, root, limits, folders).open()
+            folders.open(source).open()
 
 
 def test_limits_hold_in_a_known_folder(root: Path, limits: MediaSettings) -> None:
@@ -439,9 +439,9 @@ def test_an_unreadable_file_in_a_known_folder_says_so(root: Path, limits: MediaS
     (root / "closed.jpg").write_bytes(jpeg())
     (root / "closed.jpg").chmod(0)
     with LocalFolders(limits) as folders:
-        open_source(Source(f"{root}/photo.jpg"), root, limits, folders)
+        folders.open(Source(f"{root}/photo.jpg"))
         with nobody(), pytest.raises(JobError) as caught:
-            open_source(Source(f"{root}/closed.jpg"), root, limits, folders)
+            folders.open(Source(f"{root}/closed.jpg"))
 
     assert caught.value.code is ErrorCode.FETCH_FAILED
     assert "may not read" in caught.value.message
@@ -456,7 +456,7 @@ def test_known_folders_are_let_go(root: Path, limits: MediaSettings) -> None:
     before = len(list(Path("/dev/fd").iterdir()))
     with LocalFolders(limits) as folders:
         for one in many:
-            open_source(Source(str(one)), root, limits, folders)
+            folders.open(Source(str(one)))
             assert len(list(Path("/dev/fd").iterdir())) <= before + MOST_FOLDERS
     for _ in range(3):
         names(limits, root / "photo.jpg", root / "missing/photo.jpg", root / "out/photo.jpg", *many)

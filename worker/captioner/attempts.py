@@ -29,8 +29,7 @@ from captioner.errors import (
 )
 from captioner.frame_log import FrameLog
 from captioner.logs import job_context
-from captioner.media import LocalFolders
-from captioner.pipeline import Captioning, Pipeline
+from captioner.pipeline import Captioning, Found, Pipeline
 from captioner.retrying import retry
 from captioner.settings import RetrySettings
 
@@ -90,12 +89,12 @@ class Attempt:
         #: What the job is after it, once that is recorded.
         self.state = JobState.PROCESSING
 
-    def begin(self, ready: Callable[[Attempt], None], folders: LocalFolders | None = None) -> None:
+    def begin(self, ready: Callable[[Attempt], None], found: Found | None = None) -> None:
         """Bring the source's frames to the engine.
 
         Args:
             ready: called once, from any thread, when `end` need not wait for anything.
-            folders: as of `Pipeline.begin`.
+            found: as of `Pipeline.begin`.
         """
         with job_context(self.job.id):
             self._captioning = self._judged(
@@ -104,7 +103,7 @@ class Attempt:
                     canceled=self._unwanted,
                     stopping=self._stopping,
                     log=self._frames,
-                    folders=folders,
+                    found=found,
                 )
             )
         if self._captioning:

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from captioner.domain import Caption, CaptionRequest, Frame, FrameCaptions, Lane
+from captioner.domain import Caption, CaptionRequest, Frame, FrameCaptions, Lane, Media
 from captioner.engine import Engine
 from captioner.errors import CanceledError, ErrorCode, HandedBackError, JobError
 from captioner.frame_log import FrameLog
@@ -28,6 +28,7 @@ from captioner.plugins import Plugins
 from captioner.providers import Providers
 from captioner.sampling import Sampler
 from captioner.settings import MediaSettings
+from captioner.source import Source
 
 #: Most frames of one job that are with the engine, or have captions that are not kept yet. A long
 #: video is not held in memory, and a crash costs no more than these.
@@ -45,6 +46,14 @@ class Captioned:
     captions: tuple[Caption, ...]
     #: Seconds by stage: `fetch`, `decode`, `engine`.
     timings: dict[str, float]
+
+
+class Found(NamedTuple):
+    """A local file that was found ahead."""
+
+    media: Media
+    #: How long that took.
+    seconds: float
 
 
 class Pipeline:
@@ -83,9 +92,21 @@ class Pipeline:
         """True when plugins work on captions, which may take them any time."""
         return self._providers.process_captions
 
-    def local_folders(self) -> LocalFolders:
-        """For what one thread begins; to be closed when it has."""
-        return LocalFolders(self._limits)
+    def find(self, requests: Sequence[CaptionRequest]) -> list[Found | None]:
+        """Find the local files of many requests, one after the other, for `begin`.
+
+        That is faster than to find one, begin it, and find the next: of a folder with many it asks
+        for each file only, and each time lets other threads go on, whose code drives this one's
+        out of the processor's caches (measured, 2026-11: a sixth of a job's time).
+
+        Returns:
+            None for what `begin` has to fetch, or to say why that cannot be.
+        """
+        with LocalFolders(self._limits) as folders:
+            return [
+                None if self._providers.needs_folder(one.source) else _find(folders, one.source)
+                for one in requests
+            ]
 
     def caption(
         self,
@@ -115,13 +136,13 @@ class Pipeline:
         canceled: Callable[[], bool] | None = None,
         stopping: Callable[[], bool] = lambda: False,
         log: FrameLog | None = None,
-        folders: LocalFolders | None = None,
+        found: Found | None = None,
     ) -> Captioning:
         """Fetch and decode one source and give its frames to the engine; see `caption`.
 
         Returns when the engine has the last frame: what has many waits for room meanwhile. Frames
-        that have captions by `log` are not captioned again, and it is told of the others. `folders`
-        are of sources that this thread began just before.
+        that have captions by `log` are not captioned again, and it is told of the others. What is
+        `found` is not fetched.
 
         Raises:
             HandedBackError: `stopping` said that this worker ends, and the log has all of a video
@@ -132,7 +153,7 @@ class Pipeline:
         try:
             captioning.resume()
             try:
-                self._add_frames(request, watch, captioning, folders)
+                self._add_frames(request, watch, captioning, found)
                 captioning.complete()
             except HandedBackError:
                 captioning.put_down()
@@ -144,17 +165,17 @@ class Pipeline:
         return captioning
 
     def _add_frames(
-        self,
-        request: CaptionRequest,
-        watch: _Watch,
-        captioning: Captioning,
-        folders: LocalFolders | None,
+        self, request: CaptionRequest, watch: _Watch, captioning: Captioning, found: Found | None
     ) -> None:
         """Fetch and decode; what was fetched is gone when the last frame was taken."""
         with _folder(needed=self._providers.needs_folder(request.source)) as folder:
             watch.check()
-            with watch.timed("fetch"), self._hosts.hold(request.source, request.lane):
-                media = self._providers.open_source(request.source, folder, folders)
+            if found:
+                media = found.media
+                watch.seconds["fetch"] += found.seconds
+            else:
+                with watch.timed("fetch"), self._hosts.hold(request.source, request.lane):
+                    media = self._providers.open_source(request.source, folder)
             size = self._engine.info.image_size
             stream = self._sampler.sample(
                 media,
@@ -402,6 +423,14 @@ class _Seen(NamedTuple):
     time_seconds: float | None
     media_seconds: float | None
     expected_frames: int | None
+
+
+def _find(folders: LocalFolders, source: Source) -> Found | None:
+    started = time.monotonic()
+    try:
+        return Found(folders.open(source), time.monotonic() - started)
+    except JobError:  # not kept: it knows this frame, and would be left to the cycle collector
+        return None
 
 
 def _folder(*, needed: bool) -> AbstractContextManager[Path]:

@@ -14,7 +14,7 @@ from typing import Any
 from captioner.containers import PREFIX_BYTES
 from captioner.domain import JOINT, Caption, CaptionRequest, FrameCaptions, Media
 from captioner.errors import PluginError
-from captioner.media import LocalFolders, check_size, open_source
+from captioner.media import check_size, open_source
 from captioner.plugins import Plugins
 from captioner.settings import MediaSettings
 from captioner.source import Source
@@ -48,15 +48,13 @@ class Providers:
         """True unless the source is a local file that no plugin could bring from elsewhere."""
         return source.scheme != "file" or self._plugins.implement("open_source")
 
-    def open_source(
-        self, source: Source, folder: Path, folders: LocalFolders | None = None
-    ) -> Media:
+    def open_source(self, source: Source, folder: Path) -> Media:
         """Bring a source to this machine; see `media.open_source`."""
         found: tuple[str, Media] | None = self._plugins.first_named(
             "open_source", check=_check_media, source=source, folder=folder
         )
         if found is None:
-            return open_source(source, folder, self._limits, folders)
+            return open_source(source, folder, self._limits)
         _, media = found
         with media.path.open("rb") as file:
             head = file.read(PREFIX_BYTES)

@@ -13,7 +13,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from captioner.attempts import Attempt
@@ -33,7 +33,7 @@ from captioner.events import Event, event_type
 from captioner.frame_log import FrameLog
 from captioner.in_hand import Claim, InHand
 from captioner.loading import open_engine
-from captioner.pipeline import CHECK_SECONDS, Pipeline
+from captioner.pipeline import CHECK_SECONDS, Found, Pipeline
 from captioner.plugins import Plugins
 from captioner.reports import Reports
 from captioner.room import Room
@@ -56,6 +56,8 @@ GATHER_SECONDS = 0.02
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+#: What is to be begun, with its local file where that was found.
+_Todo: TypeAlias = deque[tuple[Attempt, Found | None]]
 
 
 class CaptionService:
@@ -188,43 +190,46 @@ class CaptionService:
             yield [one for one in attempts if one in ended]
 
     def _begin(self, attempts: Sequence[Attempt], ready: Callable[[Attempt], None]) -> None:
-        todo = deque(attempts)
         if len(attempts) == 1:
-            self._begin_next(todo, ready)
+            self._begin_one(attempts[0], None, ready)
         elif all(map(_is_local_picture, attempts)):
             # Cores do only so much at once. Messages that take turns are a quarter faster than ones
             # that compete for them, and for the interpreter.
             # One that hangs, as a plugin may, holds up the others for a moment only.
             mine = self._turn.acquire(timeout=TURN_SECONDS)
             try:
+                found = self._pipeline.find([one.job.request for one in attempts])
+                todo = deque(zip(attempts, found, strict=True))
                 self._begin_in_threads(self._decoders, todo, ready)
             finally:
                 if mine:
                     self._turn.release()
         else:
             # What waits for networks, or for the engine's room, waits all at once.
-            self._begin_in_threads(len(attempts), todo, ready)
+            self._begin_in_threads(len(attempts), deque((one, None) for one in attempts), ready)
 
-    def _begin_in_threads(
-        self, count: int, todo: deque[Attempt], ready: Callable[[Attempt], None]
-    ) -> None:
+    def _begin_in_threads(self, count: int, todo: _Todo, ready: Callable[[Attempt], None]) -> None:
         """In this one, and in as many more as are needed."""
         for _ in range(min(count, len(todo)) - 1):
             self._executor.submit(self._begin_next, todo, ready)
         self._begin_next(todo, ready)
 
-    def _begin_next(self, todo: deque[Attempt], ready: Callable[[Attempt], None]) -> None:
+    def _begin_next(self, todo: _Todo, ready: Callable[[Attempt], None]) -> None:
         """Begin those that no other thread has begun."""
-        with self._pipeline.local_folders() as folders:
-            while True:
-                try:
-                    attempt = todo.popleft()
-                except IndexError:
-                    return
-                if self._stopping.is_set():
-                    attempt.hand_back(ready)
-                else:
-                    attempt.begin(ready, folders)
+        while True:
+            try:
+                attempt, found = todo.popleft()
+            except IndexError:
+                return
+            self._begin_one(attempt, found, ready)
+
+    def _begin_one(
+        self, attempt: Attempt, found: Found | None, ready: Callable[[Attempt], None]
+    ) -> None:
+        if self._stopping.is_set():
+            attempt.hand_back(ready)
+        else:
+            attempt.begin(ready, found)
 
     def _put_away(self, attempts: Sequence[Attempt]) -> None:
         """Record how these ended, and set what each job is then."""

@@ -55,7 +55,10 @@ def open_file(source: Source, folder: Path, limits: MediaSettings) -> Media:  # 
             roots and for what is no file, `fetch_failed` for what cannot be read,
             `media_too_large`. Outside the roots the answer never depends on what is there.
     """
-    asked = _requested_path(source)
+    return _open(source, _requested_path(source), limits)
+
+
+def _open(source: Source, asked: str, limits: MediaSettings) -> Media:
     name = source.display
     try:
         reached = Reached(asked)
@@ -83,7 +86,7 @@ class LocalFolders:
         #: By their paths as they were asked for, with their real ones; None: not inside the roots.
         self._known: dict[str, tuple[Reached, Path] | None] = {}
 
-    def open(self, source: Source, folder: Path) -> Media:
+    def open(self, source: Source) -> Media:
         """As `open_file`, which sees to all that is not simply a file."""
         asked = _requested_path(source)
         parent, _, name = asked.rpartition("/")
@@ -92,7 +95,7 @@ class LocalFolders:
             size = reached.size_inside_bytes(name)
             if size is not None and size <= smallest_limit_bytes(self._limits):
                 return Media(real / name, source.display, real=True)
-        return open_file(source, folder, self._limits)
+        return _open(source, asked, self._limits)
 
     def _reached(self, folder: str) -> tuple[Reached, Path] | None:
         if folder not in self._known:

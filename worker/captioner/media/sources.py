@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from captioner.domain import Media
 from captioner.errors import ErrorCode, JobError
-from captioner.media.files import LocalFolders, open_file
+from captioner.media.files import open_file
 from captioner.media.http import open_http
 from captioner.media.inline import open_inline
 from captioner.settings import MediaSettings
@@ -22,9 +22,7 @@ OPENERS: Mapping[str, Opener] = MappingProxyType(
 )
 
 
-def open_source(
-    source: Source, folder: Path, limits: MediaSettings, folders: LocalFolders | None = None
-) -> Media:
+def open_source(source: Source, folder: Path, limits: MediaSettings) -> Media:
     """Bring a source to this machine.
 
     Args:
@@ -32,7 +30,6 @@ def open_source(
         folder: An existing folder of this job alone; downloads are written here. Whoever made it
             removes it, also after an error, which may leave part of a download.
         limits: What may be read, and how much.
-        folders: Of local files that were opened just before; with the same limits.
 
     Returns:
         A regular file of at most `max_image_bytes`, or `max_video_bytes` for one that begins like
@@ -43,8 +40,6 @@ def open_source(
             line without credentials, query strings or anything the other side sent.
         OSError: the job's folder cannot be written to.
     """
-    if folders and source.scheme == "file":
-        return folders.open(source, folder)
     opener = OPENERS.get(source.scheme)
     if opener is None:
         # Without "//" it may be a user's name.
