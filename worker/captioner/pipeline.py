@@ -174,8 +174,10 @@ class Pipeline:
                 media = found.media
                 watch.seconds["fetch"] += found.seconds
             else:
-                with watch.timed("fetch"), self._hosts.hold(request.source, request.lane):
+                since = time.monotonic()
+                with self._hosts.hold(request.source, request.lane):
                     media = self._providers.open_source(request.source, folder)
+                watch.count("fetch", since)
             size = self._engine.info.image_size
             stream = self._sampler.sample(
                 media,
@@ -187,8 +189,9 @@ class Pipeline:
             with closing(stream) as frames:
                 while True:
                     captioning.look()
-                    with watch.timed("decode"):
-                        frame = next(frames, None)
+                    since = time.monotonic()
+                    frame = next(frames, None)
+                    watch.count("decode", since)
                     if frame is None:
                         return
                     captioning.add(frame)
@@ -308,7 +311,7 @@ class Captioning:
         since = time.monotonic()
 
         def all_done(_: object = None) -> None:
-            self._watch.seconds["engine"] += time.monotonic() - since
+            self._watch.count("engine", since)
             tell()
 
         if remaining == 1:  # as of every still picture
@@ -401,8 +404,9 @@ class Captioning:
 
     def _take(self) -> None:
         seen, future = self._waiting[0]
-        with self._watch.timed("engine"):
-            captions = tuple(self._watch.result(future))
+        since = time.monotonic()
+        captions = tuple(self._watch.result(future))
+        self._watch.count("engine", since)
         if seen:
             frame = FrameCaptions(
                 time_seconds=seen.time_seconds,
@@ -472,21 +476,6 @@ class _Watch:
                 if future.done():
                     return future.result()
 
-    def timed(self, stage: str) -> _Timed:
-        return _Timed(self.seconds, stage)
-
-
-class _Timed:
-    """Adds the time that its block takes; a class, as every job passes several."""
-
-    __slots__ = ("_seconds", "_stage", "_started")
-
-    def __init__(self, seconds: defaultdict[str, float], stage: str) -> None:
-        self._seconds = seconds
-        self._stage = stage
-
-    def __enter__(self) -> None:
-        self._started = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds[self._stage] += time.monotonic() - self._started
+    def count(self, stage: str, since: float) -> None:
+        """Add the time that has passed since then, on the monotonic clock, to a stage's."""
+        self.seconds[stage] += time.monotonic() - since

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import selectors
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing import Pipe
-from multiprocessing.connection import wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from captioner.domain import Caption, Lane, ModelInfo
 from captioner.engine.api import EngineClosedError, EngineStats
@@ -25,6 +25,8 @@ from captioner.options import GenerationOptions
 from captioner.settings import EngineSettings, LogSettings
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -73,6 +75,8 @@ class ProcessEngine:
         self._buffer = 0
         self._deadline = 0.0
         self._retiring = False
+        self._selector = selectors.DefaultSelector()
+        self._listened_to: Connection[Any, Any] | None = None
 
     @property
     def info(self) -> ModelInfo:
@@ -136,6 +140,7 @@ class ProcessEngine:
             self._fail(describe(error))
         finally:
             self._supervisor.end()
+            self._selector.close()
 
     def _fail(self, why: str) -> None:
         reason = f"the engine has failed: {why}"
@@ -168,7 +173,7 @@ class ProcessEngine:
             timeout = self._batcher.due_seconds()
         else:
             timeout = max(0.0, self._deadline - time.monotonic())
-        ready = wait([connection, self._wakes], timeout)
+        ready = self._ready(connection, timeout)
         if self._wakes in ready:
             self._wakes.recv_bytes()
         if connection in ready:
@@ -176,6 +181,19 @@ class ProcessEngine:
         elif not self._workload.idle and time.monotonic() >= self._deadline:
             self._supervisor.process.kill()
             self._replace(f"hung for {self._hang_seconds:g} s", ErrorCode.WORKER_LOST)
+
+    def _ready(self, connection: Connection[Any, Any], timeout: float | None) -> list[object]:
+        """Those of the child's connection and `_wakes` that have something, after a wait for it.
+
+        As `multiprocessing.connection.wait`, which would prepare itself anew for each wait.
+        """
+        if connection is not self._listened_to:
+            self._selector.close()
+            self._selector = selectors.DefaultSelector()
+            self._selector.register(connection, selectors.EVENT_READ)
+            self._selector.register(self._wakes, selectors.EVENT_READ)
+            self._listened_to = connection
+        return [key.fileobj for key, _ in self._selector.select(timeout)]
 
     def _listen(self) -> None:
         message = self._supervisor.process.receive()
