@@ -13,8 +13,6 @@ from sqlalchemy import (
     Connection,
     Select,
     TableValuedAlias,
-    Uuid,
-    any_,
     bindparam,
     case,
     delete,
@@ -23,7 +21,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
 
 from captioner.domain import JobState, Outcome
 from captioner.events import event_type
@@ -31,7 +28,13 @@ from captioner.store import frames
 from captioner.store.columns import UtcDateTime
 from captioner.store.mapping import CAPTION_FIELDS
 from captioner.store.models import CaptionRow, EventRow, FrameRow, JobRow, in_state
-from captioner.store.statements import event_type_of, locked, recordset
+from captioner.store.statements import (
+    among_parameter,
+    event_type_of,
+    id_list,
+    locked,
+    recordset,
+)
 
 #: Columns of `jobs` that an outcome sets from its own values.
 _RESULT_FIELDS = ("error_code", "error_message", "error_retryable", "model", "timings")
@@ -111,7 +114,12 @@ def write_combined(
     Returns:
         The ids of those that passed the guard.
     """
-    parameters = {"ids": ids, "outcomes": jobs, "captions": captions, "now": now}
+    parameters = {
+        "ids": id_list("postgresql", ids),
+        "outcomes": jobs,
+        "captions": captions,
+        "now": now,
+    }
     return set(connection.scalars(_combined_statement(videos=videos), parameters).all())
 
 
@@ -138,7 +146,7 @@ def _combined_statement(*, videos: bool) -> Select[UUID]:
     )
     now = bindparam("now", type_=UtcDateTime())
     data = func.jsonb_build_object(*chain.from_iterable((n, outcome.c[n]) for n in _EVENT_FIELDS))
-    rows = locked(JobRow.id == any_(bindparam("ids", type_=ARRAY(Uuid()))))
+    rows = locked(among_parameter("postgresql", JobRow.id, "ids"))
     recorded = (
         update(JobRow)
         .where(

@@ -8,15 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Update, any_, bindparam, case, update
-from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.types import Uuid
+from sqlalchemy import Connection, Update, case, update
 
 from captioner.domain import JobState, Requeue
 from captioner.store.columns import utc
 from captioner.store.mapping import clean_message
 from captioner.store.models import JobRow, in_state
-from captioner.store.statements import locked, recordset
+from captioner.store.statements import among_parameter, id_list, locked, recordset
 from captioner.store.transactions import Database
 
 #: A queued job is nobody's and has no message; whatever put it back.
@@ -37,7 +35,7 @@ def requeue(database: Database, requeues: Sequence[Requeue]) -> set[UUID]:
     if database.combines:
         with database.statement() as connection:
             ids, again = [one.job_id for one in requeues], json.dumps(_rows(requeues))
-            parameters = {"ids": ids, "again": again}
+            parameters = {"ids": id_list("postgresql", ids), "again": again}
             return set(connection.scalars(_combined_statement(), parameters))
     with database.transaction() as connection:
         return {one.job_id for one in requeues if _write_one(connection, one)}
@@ -92,7 +90,7 @@ def _combined_statement() -> Update:
         crashes=jobs["crashes"],
         **{name: jobs[name] for name in _ERROR_FIELDS},
     )
-    rows = locked(JobRow.id == any_(bindparam("ids", type_=ARRAY(Uuid()))))
+    rows = locked(among_parameter("postgresql", JobRow.id, "ids"))
     return (
         update(JobRow)
         .where(

@@ -55,17 +55,20 @@ def among_parameter(
     if isinstance(ids, str):
         ids = bindparam(ids, type_=_id_list_type(dialect))
     if dialect == "postgresql":
-        return column == any_(ids)
+        return column == any_(cast(ids, postgresql.ARRAY(Uuid())))
     return column.in_(select(func.json_each(ids).table_valued("value").c.value))
 
 
-def id_list(dialect: str, ids: Collection[UUID]) -> list[Any]:
+def id_list(dialect: str, ids: Collection[UUID]) -> Any:
     """Ids as the value of one parameter."""
-    return list(ids) if dialect == "postgresql" else [one.hex for one in ids]
+    if dialect == "postgresql":
+        # An array as PostgreSQL reads it: the driver takes five times as long to write one.
+        return f"{{{','.join(map(str, ids))}}}"
+    return [one.hex for one in ids]
 
 
 def _id_list_type(dialect: str) -> TypeEngine[Any]:
-    return postgresql.ARRAY(Uuid()) if dialect == "postgresql" else Json
+    return Text() if dialect == "postgresql" else Json
 
 
 def recordset(parameter: str, **columns: ColumnElement[Any]) -> TableValuedAlias:
