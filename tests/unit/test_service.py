@@ -511,6 +511,22 @@ def test_closing_twice_is_closing_once(bench: Bench) -> None:
     assert bench.model.closed
 
 
+def test_a_message_of_which_nothing_is_left_waits_for_nobody(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [
+        one.id
+        for one in bench.submit(
+            bench.picture("a.png", (9, 9, 9)), bench.picture("b.png", (0, 9, 9))
+        )
+    ]
+    bench.service.run(ids)
+    monkeypatch.setattr("captioner.service.TURN_SECONDS", 60)
+
+    with bench.service._turn, ThreadPoolExecutor() as pool:  # as another message has it
+        assert pool.submit(bench.service.run, ids).result(timeout=30) == []
+
+
 def test_jobs_leave_nothing_to_the_cycle_collector(bench: Bench) -> None:
     """What waits for it spreads over fresh memory, and every job is slower (CPU caches)."""
     pictures = [bench.picture(f"{number}.png", (200, 9 * number, 100)) for number in range(12)]

@@ -128,6 +128,8 @@ class CaptionService:
         """
         # Claimed first: what waits without an owner would be taken for lost.
         jobs = self._patiently(lambda: self._combined.claim(job_ids))
+        if not jobs:
+            return []  # without waiting for room, or for its turn
         self._in_hand.add(jobs)
         attempts = self._attempts(jobs, tell)
         try:

@@ -17,6 +17,8 @@ from captioner.settings import Settings
 
 #: Jobs before the first round, for each thread of a worker: it starts them, and opens connections.
 WARM_UP = 4
+#: Batches before it, of a real model: that may take seconds for each.
+WARM_UP_BATCHES = 2
 
 
 def measure(settings: Settings, plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def _rounds(
     with running_noop(place, folder) as noop, running_captioner(place, plan, folder) as captioner:
         workers = {Side.NOOP: noop, Side.SINGLE: captioner, Side.CHUNKED: captioner}
         for side, worker in workers.items():
-            worker.run(side, WARM_UP * place.concurrency)
+            worker.run(side, _warm_up_jobs(place, plan, side))
         if plan.finished:
             multiply_ended(place.database_url, plan.finished)
         for number in range(1, plan.rounds + 1):
@@ -66,6 +68,12 @@ def _rounds(
                 say(f"round {number}, {side}")
                 found[side].append(worker.run(side, plan.jobs))
     return found
+
+
+def _warm_up_jobs(place: Settings, plan: Plan, side: Side) -> int:
+    if plan.model_id is None or side is Side.NOOP:
+        return WARM_UP * place.concurrency
+    return WARM_UP_BATCHES * place.engine.max_batch
 
 
 def summary(found: Mapping[Side, Sequence[Round]], max_batch: int) -> dict[str, Any]:
