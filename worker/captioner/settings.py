@@ -66,7 +66,9 @@ class BrokerSettings(Section):
         "captioner:", description="Prefix of every key in Redis; one per installation sharing it."
     )
     visibility_timeout_seconds: int = Field(
-        600, ge=10, description="Redis redelivers an unacknowledged message after this long."
+        600,
+        ge=10,
+        description="Redis redelivers a request that no worker has inserted after this long.",
     )
     socket_timeout_seconds: float = Field(
         10.0, gt=0, description="A frozen Redis is given up after this long."
