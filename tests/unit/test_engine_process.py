@@ -263,6 +263,17 @@ def test_close_finishes_what_waits_and_takes_no_more() -> None:
             engine.submit(picture(1), OPTIONS)
 
 
+def test_close_does_not_wait_for_what_nobody_wants() -> None:
+    """As where a worker was frozen for long, and has to end when it is awake."""
+    with running(linger_seconds=1.0) as engine:
+        (waiting,) = submit(engine, 1)
+        assert waiting.cancel()  # before anything was done with it
+        closing = threading.Thread(target=engine.close, daemon=True)
+        closing.start()
+        closing.join(SECONDS)
+        assert not closing.is_alive()
+
+
 def test_the_child_logs_as_its_parent_does(capfd: pytest.CaptureFixture[str]) -> None:
     settings = EngineSettings(max_batch=2, linger_seconds=1)
     engine = ProcessEngine(load_faulty_model, (), settings, LogSettings(format="json"))

@@ -75,7 +75,7 @@ class ProcessEngine:
         self._buffer = 0
         self._deadline = 0.0
         self._retiring = False
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.PollSelector()
         self._listened_to: Connection[Any, Any] | None = None
 
     @property
@@ -128,8 +128,10 @@ class ProcessEngine:
 
     def _run(self) -> None:
         try:
-            while not self._workload.done:
-                self._feed()
+            while True:
+                self._feed()  # which drops what is not wanted any more: it may be done with that
+                if self._workload.done:
+                    return
                 self._attend()
         except EngineClosedError:
             pass  # with nothing left to do, while a child was coming back
@@ -185,11 +187,12 @@ class ProcessEngine:
     def _ready(self, connection: Connection[Any, Any], timeout: float | None) -> list[object]:
         """Those of the child's connection and `_wakes` that have something, after a wait for it.
 
-        As `multiprocessing.connection.wait`, which would prepare itself anew for each wait.
+        As `multiprocessing.connection.wait`, which would prepare itself anew for each wait. Not by
+        epoll: where this process was stopped meanwhile, it does not say what the child has said.
         """
         if connection is not self._listened_to:
             self._selector.close()
-            self._selector = selectors.DefaultSelector()
+            self._selector = selectors.PollSelector()
             self._selector.register(connection, selectors.EVENT_READ)
             self._selector.register(self._wakes, selectors.EVENT_READ)
             self._listened_to = connection
