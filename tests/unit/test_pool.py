@@ -87,3 +87,25 @@ def test_a_loop_that_may_take_more_is_left_alone(loop: Loop, pool: TaskPool) -> 
     pool.on_apply(lambda: None, (), callback=lambda _: None).get(PATIENCE_SECONDS)
 
     assert not loop.woken.wait(0.2)
+
+
+def test_what_waits_for_a_thread_is_not_dropped_at_the_end(pool: TaskPool) -> None:
+    running, leave = threading.Event(), threading.Event()
+    ran: list[str] = []
+
+    def run(name: str) -> None:
+        running.set()
+        assert leave.wait(PATIENCE_SECONDS)
+        ran.append(name)
+
+    for name in ("in its thread", "waiting for it"):
+        pool.on_apply(run, (name,), callback=lambda _: None)
+    assert running.wait(PATIENCE_SECONDS)
+    end = threading.Thread(target=pool.on_stop)
+    end.start()
+    end.join(0.2)
+    leave.set()
+    end.join(PATIENCE_SECONDS)
+
+    assert not end.is_alive()
+    assert ran == ["in its thread", "waiting for it"]

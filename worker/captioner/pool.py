@@ -85,6 +85,9 @@ class TaskPool(thread.TaskPool):
 
     def on_stop(self) -> None:
         """Drain the threads, then free the model; Celery may call this twice."""
+        # Celery drops what waits for a thread, and Redis has no copy of it. Run now, it is handed
+        # back in SQL; lost, it would be published again in ten minutes.
+        self.executor.shutdown()
         super().on_stop()
         self._stopped.set()
         if self._housekeeping:
