@@ -70,6 +70,19 @@ def test_threads_share_statements_and_each_gets_its_own(stores: list[Store]) -> 
     assert sorted(events(stores[0])) == sorted((one, "caption.succeeded") for one in ids)
 
 
+def test_nobody_lingers_for_jobs_that_are_forgotten(stores: list[Store]) -> None:
+    combined = CombinedStore(stores[0], "w", linger_seconds=600)
+    first, second = combined.claim(submit(stores[0], 2))
+    with ThreadPoolExecutor(1) as pool:
+        recorded = pool.submit(combined.record, [success(first)])  # the other may come, too
+        with pytest.raises(TimeoutError):
+            recorded.result(timeout=0.3)
+
+        combined.forget([second.id])
+
+        assert recorded.result(timeout=60) == [True]
+
+
 def test_of_callers_for_one_job_one_gets_it(stores: list[Store]) -> None:
     ids = submit(stores[0], 100)
     workers = [CombinedStore(store, f"w{number}") for number, store in enumerate(stores)]
