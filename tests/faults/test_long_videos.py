@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from sqlalchemy import select
 
+from captioner.captioning import FRAMES_IN_FLIGHT
 from captioner.domain import CaptionRequest, JobState, Lane
-from captioner.pipeline import FRAMES_IN_FLIGHT
 from captioner.source import Source
 from captioner.store.models import FrameRow
 from captioner.video_options import VideoOptions

@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 
 from captioner import CaptionRequest, ErrorCode, Frame, JobError, Media, Source, hookimpl
+from captioner.captioning import FRAMES_IN_FLIGHT, Captioned
 from captioner.domain import Caption, Lane, ModelInfo
 from captioner.engine import EngineStats, InlineEngine
 from captioner.errors import CanceledError, HostBusyError
 from captioner.media import StillImages, hosts
 from captioner.options import GenerationOptions
-from captioner.pipeline import FRAMES_IN_FLIGHT, Captioned, Pipeline
+from captioner.pipeline import Pipeline
 from captioner.plugins import Plugins
 from captioner.sampling import ChildSampler, InlineSampler, Sampler
 from captioner.settings import LogSettings, MediaSettings, PluginSettings

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from captioner import CaptionRequest, Source, VideoOptions
+from captioner.captioning import FRAMES_IN_FLIGHT
 from captioner.engine import InlineEngine
-from captioner.pipeline import FRAMES_IN_FLIGHT, Pipeline
+from captioner.pipeline import Pipeline
 from captioner.plugins import load_plugins
 from captioner.sampling import ChildSampler
 from captioner.settings import LogSettings, MediaSettings, PluginSettings

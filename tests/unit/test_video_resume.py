@@ -26,10 +26,10 @@ from captioner import (
     frame_log,
     hookimpl,
 )
+from captioner.captioning import FRAMES_IN_FLIGHT
 from captioner.domain import JobState, Lane, ModelInfo, Progress, Requeue
 from captioner.engine import InlineEngine
 from captioner.errors import StoreUnavailableError
-from captioner.pipeline import FRAMES_IN_FLIGHT
 from captioner.plugins import Plugins
 from captioner.sampling import InlineSampler
 from captioner.service import CaptionService

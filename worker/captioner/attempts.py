@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
+from captioner.captioning import Captioning
 from captioner.domain import (
     Caption,
     ClaimedJob,
@@ -29,7 +30,8 @@ from captioner.errors import (
 )
 from captioner.frame_log import FrameLog
 from captioner.logs import job_context
-from captioner.pipeline import Captioning, Found, Pipeline
+from captioner.pipeline import Pipeline
+from captioner.providers import Found
 from captioner.retrying import retry
 from captioner.settings import RetrySettings
 

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from captioner.attempts import Attempt
+from captioner.captioning import CHECK_SECONDS
 from captioner.domain import (
     ClaimedJob,
     FrameCaptions,
@@ -33,8 +34,9 @@ from captioner.events import Event, event_type
 from captioner.frame_log import FrameLog
 from captioner.in_hand import Claim, InHand
 from captioner.loading import open_engine
-from captioner.pipeline import CHECK_SECONDS, Found, Pipeline
+from captioner.pipeline import Pipeline
 from captioner.plugins import Plugins
+from captioner.providers import Found
 from captioner.reports import Reports
 from captioner.room import Room
 from captioner.sampling import Sampler, decoder_count, open_plugins, open_sampler
