@@ -521,9 +521,9 @@ def test_a_message_of_which_nothing_is_left_waits_for_nobody(
         )
     ]
     bench.service.run(ids)
-    monkeypatch.setattr("captioner.service.TURN_SECONDS", 60)
+    monkeypatch.setattr("captioner.beginnings.TURN_SECONDS", 60)
 
-    with bench.service._turn, ThreadPoolExecutor() as pool:  # as another message has it
+    with bench.service._beginnings._turn, ThreadPoolExecutor() as pool:  # as another message has it
         assert pool.submit(bench.service.run, ids).result(timeout=30) == []
 
 

@@ -6,17 +6,17 @@ import logging
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from captioner.attempts import Attempt
+from captioner.beginnings import Beginnings
 from captioner.captioning import CHECK_SECONDS
 from captioner.domain import (
     ClaimedJob,
@@ -36,7 +36,6 @@ from captioner.in_hand import Claim, InHand
 from captioner.loading import open_engine
 from captioner.pipeline import Pipeline
 from captioner.plugins import Plugins
-from captioner.providers import Found
 from captioner.reports import Reports
 from captioner.room import Room
 from captioner.sampling import Sampler, decoder_count, open_plugins, open_sampler
@@ -50,16 +49,12 @@ STORE_RETRY_SECONDS = 1.0
 #: Jobs claimed at once before no more messages are taken, in multiples of the concurrency: as much
 #: as a fast GPU needs until the next look.
 MOST_CLAIMED = 10
-#: How long a message waits for the one before it to have begun.
-TURN_SECONDS = 1.0
 #: How long the first result of a message waits for the others, to be recorded with them.
 GATHER_SECONDS = 0.02
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-#: What is to be begun, with its local file where that was found.
-_Todo: TypeAlias = deque[tuple[Attempt, Found | None]]
 
 
 class CaptionService:
@@ -88,13 +83,17 @@ class CaptionService:
             engine, sampler, settings.media, plugins=plugins, concurrency=settings.concurrency
         )
         self._retry = settings.retry
-        self._decoders = decoder_count(settings.media) or 1
-        self._turn = threading.Lock()
         self._concurrency = settings.concurrency
         self._room = Room(settings.concurrency)
         self._executor = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="job")
         self._in_hand = InHand()
         self._stopping = threading.Event()
+        self._beginnings = Beginnings(
+            self._pipeline,
+            self._executor,
+            decoder_count(settings.media) or 1,
+            self._stopping.is_set,
+        )
         self._forgotten: set[Claim] = set()
         self._closed = False
 
@@ -185,55 +184,13 @@ class CaptionService:
     def _worked_off(self, attempts: Sequence[Attempt]) -> Iterator[list[Attempt]]:
         """Work on all of them at once; yields those that have ended, as they do."""
         ready: SimpleQueue[Attempt] = SimpleQueue()
-        self._begin(attempts, ready.put)
+        self._beginnings.begin(attempts, ready.put)
         pending = set(attempts)
         while pending:
             ended = _waited_for(ready, len(pending)) or {one for one in pending if one.in_vain()}
             ended &= pending  # what was given up may still become ready
             pending -= ended
             yield [one for one in attempts if one in ended]
-
-    def _begin(self, attempts: Sequence[Attempt], ready: Callable[[Attempt], None]) -> None:
-        if len(attempts) == 1:
-            self._begin_one(attempts[0], None, ready)
-        elif all(map(_is_local_picture, attempts)):
-            # Cores do only so much at once. Messages that take turns are a quarter faster than ones
-            # that compete for them, and for the interpreter.
-            # One that hangs, as a plugin may, holds up the others for a moment only.
-            mine = self._turn.acquire(timeout=TURN_SECONDS)
-            try:
-                found = self._pipeline.find([one.job.request for one in attempts])
-                todo = deque(zip(attempts, found, strict=True))
-                self._begin_in_threads(self._decoders, todo, ready)
-            finally:
-                if mine:
-                    self._turn.release()
-        else:
-            # What waits for networks, or for the engine's room, waits all at once.
-            self._begin_in_threads(len(attempts), deque((one, None) for one in attempts), ready)
-
-    def _begin_in_threads(self, count: int, todo: _Todo, ready: Callable[[Attempt], None]) -> None:
-        """In this one, and in as many more as are needed."""
-        for _ in range(min(count, len(todo)) - 1):
-            self._executor.submit(self._begin_next, todo, ready)
-        self._begin_next(todo, ready)
-
-    def _begin_next(self, todo: _Todo, ready: Callable[[Attempt], None]) -> None:
-        """Begin those that no other thread has begun."""
-        while True:
-            try:
-                attempt, found = todo.popleft()
-            except IndexError:
-                return
-            self._begin_one(attempt, found, ready)
-
-    def _begin_one(
-        self, attempt: Attempt, found: Found | None, ready: Callable[[Attempt], None]
-    ) -> None:
-        if self._stopping.is_set():
-            attempt.hand_back(ready)
-        else:
-            attempt.begin(ready, found)
 
     def _put_away(self, attempts: Sequence[Attempt]) -> None:
         """Record how these ended, and set what each job is then."""
@@ -377,11 +334,6 @@ class CaptionService:
 
 def _stay(_: int) -> None:
     """A single job is let in whenever there is a thread for it."""
-
-
-def _is_local_picture(attempt: Attempt) -> bool:
-    request = attempt.job.request
-    return request.source.is_local and request.lane is not Lane.VIDEO
 
 
 def _waited_for(ready: SimpleQueue[Attempt], most: int) -> set[Attempt]:
