@@ -165,6 +165,24 @@ def test_who_brings_enough_waits_for_nobody_who_lingers() -> None:
         assert first.result(PATIENCE_SECONDS) == 2
 
 
+def test_after_who_brought_enough_others_linger_again() -> None:
+    statement = Statement()
+    combined = Combiner(
+        statement,
+        linger_seconds=60,
+        expects=lambda: len(combined._waiting) < 2,
+        at_fault=lambda _: False,
+        enough=lambda item: item > 9,
+    )
+    assert combined(10) == 20
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(combined, 1)
+        waiting(combined, 1)
+        assert pool.submit(combined, 2).result(PATIENCE_SECONDS) == 4
+        assert first.result(PATIENCE_SECONDS) == 2
+    assert statement.batches == [[10], [1, 2]]
+
+
 def test_a_linger_ends() -> None:
     assert combiner(Statement(), linger_seconds=0.01, expects=lambda: True)(1) == 2
 
