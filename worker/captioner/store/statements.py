@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy import column as sql_column
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import InstrumentedAttribute
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from captioner.domain import JobState, Lane
 from captioner.store.columns import Json
@@ -55,7 +55,7 @@ def among_parameter(
     if isinstance(ids, str):
         ids = bindparam(ids, type_=_id_list_type(dialect))
     if dialect == "postgresql":
-        return column == any_(cast(ids, postgresql.ARRAY(Uuid())))
+        return column == any_(ids)
     return column.in_(select(func.json_each(ids).table_valued("value").c.value))
 
 
@@ -67,8 +67,23 @@ def id_list(dialect: str, ids: Collection[UUID]) -> Any:
     return [one.hex for one in ids]
 
 
+class _WrittenIds(UserDefinedType[str]):
+    """An array of ids, given as PostgreSQL reads it.
+
+    The parameter itself is the array. A text that the statement casts would be read again for each
+    row that is looked at: a minute for 5,000 ids in 10,000 rows.
+    """
+
+    cache_ok = True
+    render_bind_cast = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        """The type that the database is told."""
+        return "UUID[]"
+
+
 def _id_list_type(dialect: str) -> TypeEngine[Any]:
-    return Text() if dialect == "postgresql" else Json
+    return _WrittenIds() if dialect == "postgresql" else Json
 
 
 def recordset(parameter: str, **columns: ColumnElement[Any]) -> TableValuedAlias:
