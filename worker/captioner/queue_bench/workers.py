@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import UUID
 
 import redis
 from celery import Celery
@@ -31,8 +29,9 @@ START_SECONDS = 900.0
 STALL_SECONDS = 120.0
 #: How often it is asked whether a round is over.
 POLL_SECONDS = 0.1
-#: Rows of one transaction.
-INSERT_CHUNK = 500
+#: Jobs inserted and published together. All at once would take so long that the worker's sweeper
+#: found them without a message, and they were done before the queue was opened.
+PORTION = 16 * CHUNK
 
 
 class Ran(NamedTuple):
@@ -182,18 +181,17 @@ class CaptionWorker(Worker):
     def _publish(self, side: Side, jobs: int) -> str:
         lane, size = (Lane.BULK, CHUNK) if side is Side.CHUNKED else (Lane.INTERACTIVE, 1)
         self._since = datetime.now(UTC)
-        ids = list(self._insert(lane, jobs))
-        messages = [ids[first : first + size] for first in range(0, jobs, size)]
-        for message in messages:
-            captioner_celery.publish(self._filling, message, lane)
-        self._store.mark_dispatched(messages)
+        for first in range(0, jobs, PORTION):
+            requests = [
+                CaptionRequest(source=self._source, lane=lane)
+                for _ in range(min(PORTION, jobs - first))
+            ]
+            ids = [submission.job.id for submission in self._store.add(requests)]
+            messages = [ids[start : start + size] for start in range(0, len(ids), size)]
+            for message in messages:
+                captioner_celery.publish(self._filling, message, lane)
+            self._store.mark_dispatched(messages)
         return captioner_celery.QUEUES[lane]
-
-    def _insert(self, lane: Lane, jobs: int) -> Iterator[UUID]:
-        for first in range(0, jobs, INSERT_CHUNK):
-            count = min(INSERT_CHUNK, jobs - first)
-            requests = [CaptionRequest(source=self._source, lane=lane) for _ in range(count)]
-            yield from (submission.job.id for submission in self._store.add(requests))
 
     def _ran(self, jobs: int) -> Ran:
         unfinished = tables.unfinished(self._engine_of_tables)
