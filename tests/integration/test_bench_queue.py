@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,28 @@ def test_it_measures_both_sides_and_leaves_nothing(
 
 
 @pytest.mark.long
+@pytest.mark.long
+def test_told_to_end_it_leaves_nothing(tmp_path: Path, redis_url: str, postgres_url: str) -> None:
+    before = databases(postgres_url)
+    with subprocess.Popen(
+        [sys.executable, "-m", "captioner", "bench", "queue", "--broker", redis_url,
+         "--database", postgres_url],
+        env=environment(tmp_path), stderr=subprocess.PIPE, text=True,
+    ) as bench:  # fmt: skip
+        assert bench.stderr
+        assert any("round 1, noop" in line for line in bench.stderr)
+        assert databases(postgres_url) > before
+        children = Path(f"/proc/{bench.pid}/task/{bench.pid}/children").read_text()
+        workers = [Path("/proc", pid) for pid in children.split()]
+        assert len(workers) == 2
+        bench.terminate()
+        assert bench.wait(60) == 128 + signal.SIGTERM
+    assert not any(worker.exists() for worker in workers)
+    assert databases(postgres_url) == before
+    with redis.Redis.from_url(redis_url) as client:
+        assert not client.keys("*")
+
+
 def test_jobs_that_fail_are_no_result(tmp_path: Path, redis_url: str, postgres_url: str) -> None:
     before = databases(postgres_url)
     result = captioner(

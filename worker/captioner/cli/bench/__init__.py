@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import typer
 
 from captioner.cli.bench.events import events
@@ -14,3 +17,9 @@ app.command("model")(model)
 app.command("queue")(queue)
 app.command("events")(events)
 app.command("videos")(videos)
+
+
+@app.callback()
+def _root() -> None:
+    # `timeout` and CI end a command so; what it has started and created has to go then, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

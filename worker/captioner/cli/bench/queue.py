@@ -87,8 +87,8 @@ def _print(report: dict[str, Any]) -> None:
         cpu = report["cpu_milliseconds_per_job"][rate.partition("_")[0]]
         table.add_row(
             side,
-            f"{report[rate]:,.0f}",
-            f"[bold]{report[ratio]:.2f}[/]" if ratio else "1",
+            _figure(report[rate], ",.0f"),
+            f"[bold]{_figure(report[ratio], '.2f')}[/]" if ratio else "1",
             f"{cpu:.2f}",
         )
     console.print(table)
@@ -99,3 +99,8 @@ def _print(report: dict[str, Any]) -> None:
         f"{mib(memory['resident_bytes_late'])} over {memory['jobs']:,} jobs",
         soft_wrap=True,
     )
+
+
+def _figure(value: float, form: str) -> str:
+    """In this form, and where that would say nothing, as of a real model: two digits."""
+    return format(value, form if value >= 1 else ".2g")
