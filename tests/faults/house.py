@@ -142,10 +142,12 @@ class House:
     def let_pass(self, minutes: float) -> None:
         """Make what has happened to unfinished jobs look so much older."""
         with self.database.begin() as connection:
+            # Locked in the order in which a worker would, or each might wait for the other.
             rows = connection.execute(
-                select(JobRow.id, JobRow.created_at, JobRow.dispatched_at).where(
-                    JobRow.state == JobState.QUEUED
-                )
+                select(JobRow.id, JobRow.created_at, JobRow.dispatched_at)
+                .where(JobRow.state == JobState.QUEUED)
+                .order_by(JobRow.id)
+                .with_for_update()
             ).all()
             ago = timedelta(minutes=minutes)
             for row in rows:

@@ -104,7 +104,7 @@ def test_a_picture_crashes_its_decoder(house: House) -> None:
 
 
 def test_hung_children_end_with_their_killed_parent(house: House) -> None:
-    poison = house.request(house.picture(GREEN))
+    poison, started = house.request(house.picture(GREEN)), time.monotonic()
     with house.worker(ENGINE__HANG_SECONDS="600") as worker:
         house.jobs.submit_all([poison])
         wait_until(lambda: house.count(JobState.PROCESSING) == 1)
@@ -113,7 +113,14 @@ def test_hung_children_end_with_their_killed_parent(house: House) -> None:
         worker.process.kill()
         worker.process.wait()
         wait_until(lambda: not any(map(lives, family)))
-    print(f"\nledger of a hung engine under a killed worker: {len(family)} children, 0 left")
+    with house.worker(RETRY__MAX_CRASHES="1") as second:
+        house.wait_until_done()
+        assert second.stop() == 0
+    ledger = Ledger.read(house.database)
+    ledger.check(
+        [poison], f"a hung engine and {len(family) - 1} more under a killed worker", started
+    )
+    assert ledger.codes[poison.id] == "worker_lost"
 
 
 def test_the_same_job_comes_100_times_at_once(house: House) -> None:

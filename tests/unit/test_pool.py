@@ -11,7 +11,10 @@ import pytest
 from celery.worker import state as worker_state
 from kombu.asynchronous import Hub, get_event_loop, set_event_loop
 
+from captioner.celery import create_app
+from captioner.open_queues import open_queues
 from captioner.pool import TaskPool
+from captioner.settings import Settings
 
 PATIENCE_SECONDS = 30
 
@@ -87,6 +90,17 @@ def test_a_loop_that_may_take_more_is_left_alone(loop: Loop, pool: TaskPool) -> 
     pool.on_apply(lambda: None, (), callback=lambda _: None).get(PATIENCE_SECONDS)
 
     assert not loop.woken.wait(0.2)
+
+
+@pytest.mark.parametrize(("queues", "limit"), [("captions.bulk", 0), ("captions,captions.bulk", 1)])
+def test_a_worker_with_plenty_takes_nothing_unless_it_is_for_editors(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, queues: str, limit: int
+) -> None:
+    pool.app = create_app(Settings())
+    pool.app.amqp.queues.select(queues.split(","))
+    assert pool.num_processes == 1
+    monkeypatch.setattr(open_queues, "has_plenty", lambda: True)
+    assert pool.num_processes == limit
 
 
 def test_what_waits_for_a_thread_is_not_dropped_at_the_end(pool: TaskPool) -> None:

@@ -412,14 +412,14 @@ def test_messages_of_many_wait_for_room_and_those_of_one_do_not(
 def test_a_worker_that_has_enough_says_so(bench: Bench) -> None:
     bench.model.release.clear()
     bench.service._concurrency = 1
-    assert not bench.service.full
+    assert not bench.service.has_plenty()
     requests = bench.submit(*[bench.picture(f"{n}.png", (10, 20, 30 + n)) for n in range(10)])
     with ThreadPoolExecutor(1) as executor:
         run = executor.submit(bench.service.run, [one.id for one in requests])
-        wait_until(lambda: bench.service.full)
+        wait_until(bench.service.has_plenty)
         bench.model.release.set()
         assert run.result(30) == [JobState.SUCCEEDED] * 10
-    assert not bench.service.full
+    assert not bench.service.has_plenty()
 
 
 class Processor:

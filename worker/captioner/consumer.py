@@ -15,8 +15,8 @@ from celery import signals
 from celery.worker import consumer, request
 
 from captioner.celery import shown
+from captioner.open_queues import open_queues
 from captioner.request_json import as_uuid
-from captioner.video_quota import quota
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class TaskRequest(request.Request):
         """See Celery's own."""
         super().__init__(message, **options)
         self._argsrepr, self._kwargsrepr = "()", shown(_ids(self._kwargs))
-        quota.take(self)
+        open_queues.take(self)
 
     def info(self, safe: bool = False) -> dict[str, Any]:  # noqa: ARG002, FBT001, FBT002  # Celery's
         """What `inspect` tells; the arguments never as they are."""

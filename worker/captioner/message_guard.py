@@ -23,9 +23,12 @@ from captioner.message_checks import (
     check_task,
     check_unacknowledged,
 )
+from captioner.open_queues import open_queues
 
 #: Used when the transport option `max_message_bytes` is not given.
 DEFAULT_MAX_BYTES = 2**20
+#: How soon a queue that was closed is asked again; kombu waits for the others for a second.
+CLOSED_SECONDS = 0.02
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +108,11 @@ class GuardedChannel(redis.Channel):
         *redis.Channel.from_transport_options,
         "max_message_bytes",
     )
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        # A queue that is closed now is not asked again before the answer to this.
+        soon = open_queues.bulk_is_closed(self.active_queues)
+        super()._brpop_start(timeout=CLOSED_SECONDS if soon else timeout)
 
     def _get_client(self) -> Callable[..., GuardedClient]:
         return functools.partial(

@@ -19,8 +19,8 @@ from kombu.asynchronous import get_event_loop
 from captioner.celery import CaptionerApp
 from captioner.errors import CaptionerError
 from captioner.housekeeping import Housekeeping
+from captioner.open_queues import open_queues
 from captioner.shutdown import ImmediateEnd
-from captioner.video_quota import quota
 from captioner.worker_parts import WorkerParts, open_parts
 
 #: Containers made and not freed before Python looks for cycles among them; its default is 700.
@@ -69,8 +69,9 @@ class TaskPool(thread.TaskPool):
         self.app.store, self.app.owner = parts.store, parts.owner
         self._housekeeping = Housekeeping(self.app, parts.store, parts.owner, parts.look_after)
         self._housekeeping.start()
-        quota.slots = lambda: self.limit
+        open_queues.slots = lambda: self.limit
         if parts.captions:
+            open_queues.has_plenty = parts.captions.has_plenty
             threading.Thread(target=self._watch, name="watch-engine", daemon=True).start()
         _spare_the_collector()
         super().on_start()
@@ -107,11 +108,15 @@ class TaskPool(thread.TaskPool):
     @property
     def num_processes(self) -> int:
         """How many messages may be in hand: Celery asks before it takes another."""
-        captions = self._parts and self._parts.captions
         self._was_full = True  # before the look: a message may end at any time
-        limit = 0 if captions and captions.full else self.limit
+        limit = 0 if open_queues.has_plenty() and not self._takes_interactive else self.limit
         self._was_full = len(worker_state.reserved_requests) >= limit
         return limit
+
+    @property
+    def _takes_interactive(self) -> bool:
+        """True when there is a queue of which a worker takes messages however much it has."""
+        return open_queues.interactive in self.app.amqp.queues.consume_from
 
     def on_apply(self, *arguments: Any, **options: Any) -> Any:
         """Run a message in a thread; afterwards Celery's loop may have to be told of it."""

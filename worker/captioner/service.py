@@ -147,9 +147,8 @@ class CaptionService:
             raise
         return [attempt.state for attempt in attempts]
 
-    @property
-    def full(self) -> bool:
-        """True when so much is claimed that other workers should have the next message."""
+    def has_plenty(self) -> bool:
+        """True when so much is claimed that other workers should have the next bulk message."""
         return len(self._in_hand) >= MOST_CLAIMED * self._concurrency
 
     def _attempts(

@@ -18,9 +18,9 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import sqlalchemy as sqlalchemy_transport
 
 from captioner.errors import BrokerUnavailableError
+from captioner.open_queues import QueueOrder, open_queues
 from captioner.private_files import make_private_file, make_private_folder
 from captioner.settings import Settings
-from captioner.video_quota import OpenQueues, quota
 
 EMBEDDED_PREFIX = "sqla+sqlite:///"
 #: How often who waits for a message looks whether the worker shall end.
@@ -43,7 +43,7 @@ class EmbeddedChannel(sqlalchemy_transport.Channel):
         self._empty_at: dict[str, int] = {}
 
     def _get(self, queue: str, timeout: Any = None) -> Any:  # noqa: ARG002  # kombu's
-        if queue not in quota.open_queues(self._active_queues):
+        if queue not in open_queues.among(self._active_queues):
             raise Empty
         version = self._version()
         if self._empty_at.get(queue) == version:
@@ -128,7 +128,7 @@ def broker_options(settings: Settings) -> dict[str, Any]:
         "health_check_interval": 25,
         "global_keyprefix": broker.key_prefix,
         # Interactive jobs before bulk ones, in the order the queues are declared.
-        "queue_order_strategy": f"{OpenQueues.__module__}:{OpenQueues.__name__}",
+        "queue_order_strategy": f"{QueueOrder.__module__}:{QueueOrder.__name__}",
         "max_message_bytes": broker.max_message_bytes,
     }
     if settings.broker_url.startswith("sentinel"):
