@@ -21,7 +21,13 @@ import numpy as np
 import pytest
 
 from captioner.domain import Caption, Lane
-from captioner.engine import EngineClosedError, InlineEngine, ProcessEngine, supervisor
+from captioner.engine import (
+    EngineClosedError,
+    InlineEngine,
+    ProcessEngine,
+    model_process,
+    supervisor,
+)
 from captioner.errors import CrashError, ErrorCode, JobError, ModelLoadError
 from captioner.options import GenerationOptions
 from captioner.settings import EngineSettings, LogSettings
@@ -319,6 +325,22 @@ def test_a_picture_that_crashes_the_child_alone_is_blamed_and_no_other() -> None
         del colours[5]
         assert texts(futures) == [text_of(*colour) for colour in colours]
         assert engine.stats.restarts == 2
+
+
+def test_a_child_that_the_kernel_killed_for_want_of_memory_says_so(
+    director: Director, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(DirectedModel, director.address, max_batch=8) as engine:
+        pid = director.meet()
+        (future,) = submit(engine, 1)
+        assert director.begun() == [1]
+        # As the kernel's own count of such deaths would rise.
+        monkeypatch.setattr(model_process, "_oom_kills", lambda: sys.maxsize)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(CrashError, match=r"for want of memory while .* alone") as raised:
+            future.result(SECONDS)
+        assert raised.value.code is ErrorCode.OUT_OF_MEMORY
+        director.meet()
 
 
 def test_pictures_together_reach_the_child_side_by_side_with_single_ones() -> None:
