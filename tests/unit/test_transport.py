@@ -14,12 +14,20 @@ from typing import Any
 import pytest
 from celery.worker import state as worker_state
 from kombu.connection import Connection
+from kombu.transport import redis
 from kombu.transport import sqlalchemy as sqlalchemy_transport
 from pydantic import SecretStr
 
 from captioner.celery import EVENTS_QUEUE, QUEUES, SUBMISSIONS_QUEUE, create_app
 from captioner.domain import Lane
-from captioner.message_guard import GuardedChannel, GuardedClient, GuardedPubSub, GuardedQoS
+from captioner.message_guard import (
+    CLOSED_SECONDS,
+    GuardedChannel,
+    GuardedClient,
+    GuardedPubSub,
+    GuardedQoS,
+)
+from captioner.open_queues import open_queues
 from captioner.settings import BrokerSettings, Settings
 from captioner.transport import EMBEDDED_PREFIX, broker_options, prepare_embedded_broker
 
@@ -59,6 +67,23 @@ def test_a_channel_that_outlives_its_connection_has_lost_it(redis_url: str, tmp_
         setattr(*gone, None)
         with pytest.raises(transport.connection_errors), channel.conn_or_acquire():
             pass
+
+
+@pytest.mark.parametrize(("plenty", "expected"), [(False, None), (True, CLOSED_SECONDS)])
+def test_a_closed_queue_is_asked_again_soon(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plenty: bool, expected: object
+) -> None:
+    options = broker_options(settings(redis_url, tmp_path))
+    waits: list[object] = []
+    monkeypatch.setattr(
+        redis.Channel, "_brpop_start", lambda _, timeout=None: waits.append(timeout)
+    )
+    monkeypatch.setattr(open_queues, "has_plenty", lambda: plenty)
+    monkeypatch.setattr(GuardedChannel, "active_queues", {*QUEUES.values()})
+    connection: Any = Connection(redis_url, transport_options=options)  # type: ignore[no-untyped-call]  # as above
+    with connection:
+        connection.channel()._brpop_start()
+    assert waits == [expected]
 
 
 def test_the_embedded_transport_is_told_nothing(tmp_path: Path) -> None:

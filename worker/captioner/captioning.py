@@ -234,7 +234,7 @@ class Captioning:
         try:
             self._watch.check()
             self._take_done()
-        except BaseException:
+        except BaseException:  # raised again: whatever it is, the engine need not go on
             self.abandon()
             raise
 
@@ -245,7 +245,7 @@ class Captioning:
                 while self._waiting:
                     self._take()
             captions = self._providers.finish(self._done, self._request, self._joint)
-        except BaseException as error:
+        except BaseException as error:  # raised again, as above
             self._providers.count(error)
             self.abandon()
             raise

@@ -103,4 +103,4 @@ def _print(report: dict[str, Any]) -> None:
 
 def _figure(value: float, form: str) -> str:
     """In this form, and where that would say nothing, as of a real model: two digits."""
-    return format(value, form if value >= 1 else ".2g")
+    return format(value, form if value >= 1 else "#.2g")
