@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend
 
 from captioner.inference import attention
+from captioner.inference.blip import Attention
 
 SHAPE = (2, 3, 50, 16)
 CPU = torch.device("cpu")
@@ -22,10 +21,17 @@ def qkv() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return query, key, value
 
 
-@pytest.mark.parametrize("backend", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
-def test_every_candidate_is_attention(backend: SDPBackend) -> None:
-    found = attention._on(backend)(*qkv())
-    assert torch.allclose(found, functional.scaled_dot_product_attention(*qkv()), atol=1e-5)
+@pytest.mark.parametrize("candidate", attention._candidates(CPU))
+@pytest.mark.parametrize("images", [1, 2])
+def test_every_candidate_is_attention(candidate: Attention, images: int) -> None:
+    query, key, value = (tensor[:images] for tensor in qkv())
+    try:
+        found = candidate(query, key, value)
+    except RuntimeError:  # a kernel of another device
+        assert candidate is not attention.attend_by_products
+        return
+    expected = functional.scaled_dot_product_attention(query, key, value)
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_few_queries_as_two_products() -> None:
@@ -36,35 +42,34 @@ def test_few_queries_as_two_products() -> None:
 
 
 def test_kernels_for_other_devices_are_passed_over() -> None:
-    backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-    chosen = attention.fastest_attention(SHAPE, CPU, torch.bfloat16, backends)
+    others = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    candidates = [attention._on(backend) for backend in others]
+    chosen = attention.fastest_attention(SHAPE, CPU, torch.bfloat16, candidates)
     assert chosen is functional.scaled_dot_product_attention
 
 
-@pytest.mark.parametrize("slow", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
-def test_the_fastest_is_chosen(slow: SDPBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default and one of two kernels are made slow: the other one must win."""
-    inside: list[SDPBackend] = []
-    used: list[SDPBackend] = []
+@pytest.mark.parametrize("fast", [0, 1])
+def test_the_fastest_is_chosen(fast: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*given: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return given[0]
 
-    @contextmanager
-    def entered(backend: SDPBackend) -> Iterator[None]:
-        inside.append(backend)
-        yield
-        inside.pop()
+    def quick(*given: torch.Tensor) -> torch.Tensor:
+        return given[0]
 
-    def attend(query: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        used.extend(inside)
-        if inside != [other]:
-            time.sleep(0.02)
-        return query
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", slow)
+    candidates = [slow, slow]
+    candidates[fast] = quick
+    assert attention.fastest_attention(SHAPE, CPU, torch.bfloat16, candidates) is quick
 
-    (other,) = {SDPBackend.MATH, SDPBackend.FLASH_ATTENTION} - {slow}
-    monkeypatch.setattr(attention, "sdpa_kernel", entered)
-    monkeypatch.setattr(functional, "scaled_dot_product_attention", attend)
-    chosen = attention.fastest_attention(
-        SHAPE, CPU, torch.bfloat16, [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]
-    )
-    used.clear()
-    chosen(*qkv())
-    assert used == [other]
+
+def test_products_are_tried_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_products: Attention = attention.attend_by_products
+    kernels: Attention = functional.scaled_dot_product_attention
+
+    def slow(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return kernels(query, key, value)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", slow)
+    assert attention.fastest_attention(SHAPE, CPU, torch.bfloat16) is by_products

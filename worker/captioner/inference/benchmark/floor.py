@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -18,11 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from captioner.inference.architecture import VisionArchitecture
+from captioner.inference.attention import fastest_attention
 from captioner.inference.benchmark.machine import timed
 from captioner.inference.benchmark.sides import Ours
+from captioner.inference.blip import Attention
 
 #: Rows, inputs and outputs of a matrix product.
 Shape = tuple[int, int, int]
@@ -148,43 +150,15 @@ def _packed(x: Tensor, weights: Sequence[Tensor], bias: Tensor) -> Kernel | None
 def _attention(
     vision: VisionArchitecture, images: int, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Kernel]:
-    """Ways to compute the attention of all layers."""
+    """Ways to compute the attention of all layers: two kernels, in two layouts of memory."""
     heads = vision.num_attention_heads
-    shape = (images, vision.positions, 3, heads, vision.hidden_size // heads)
-    joined = torch.randn(shape, device=device, dtype=dtype).permute(2, 0, 3, 1, 4)
-    apart = joined.contiguous()
-    for layout in (joined, apart):
-        for backend in _backends(layout, device):
-            yield _repeated(vision.num_hidden_layers, _attending(layout, backend))
-
-
-def _attending(layout: Tensor, backend: SDPBackend | None) -> Callable[[], Tensor]:
-    query, key, value = layout
-
-    def attend() -> Tensor:
-        if backend is None:
-            return functional.scaled_dot_product_attention(query, key, value)
-        with sdpa_kernel(backend):
-            return functional.scaled_dot_product_attention(query, key, value)
-
-    return attend
-
-
-def _backends(layout: Tensor, device: torch.device) -> list[SDPBackend | None]:
-    """None is PyTorch's own choice; on CUDA, also each kernel that takes this shape."""
-    usable: list[SDPBackend | None] = [None]
-    if device.type == "cuda":
-        for backend in (
-            SDPBackend.FLASH_ATTENTION,
-            SDPBackend.CUDNN_ATTENTION,
-            SDPBackend.EFFICIENT_ATTENTION,
-        ):
-            try:
-                _attending(layout, backend)()
-            except RuntimeError:
-                continue
-            usable.append(backend)
-    return usable
+    shape = (images, heads, vision.positions, vision.hidden_size // heads)
+    joined = torch.randn(images, vision.positions, 3, *shape[1::2], device=device, dtype=dtype)
+    joined = joined.permute(2, 0, 3, 1, 4)
+    default: Attention = functional.scaled_dot_product_attention
+    for query, key, value in (joined, joined.contiguous()):
+        for kernel in {default, fastest_attention(shape, device, dtype)}:
+            yield _repeated(vision.num_hidden_layers, partial(kernel, query, key, value))
 
 
 def _for_each(weights: Sequence[Tensor], product: Callable[[Tensor], object]) -> Kernel:
