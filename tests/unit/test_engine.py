@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from captioner.domain import Lane
 from captioner.engine import EngineClosedError, InlineEngine
 from captioner.engine.batcher import Batcher, Work
-from captioner.errors import ErrorCode, JobError, ModelLoadError
+from captioner.errors import DeviceLostError, ErrorCode, JobError, ModelLoadError
 from captioner.options import GenerationOptions
 from captioner.testing import FakeCaptionModel
 
@@ -57,6 +57,19 @@ def test_a_broken_picture_fails_alone() -> None:
         futures.pop(1).result(10)
     assert raised.value.code is ErrorCode.INTERNAL
     assert [future.result(10)[0].text.split()[-1] for future in futures] == ["10", "20", "30"]
+    engine.close()
+
+
+def test_without_another_process_a_lost_device_fails_what_it_was_to_caption() -> None:
+    class Lost(FakeCaptionModel):
+        def generate_joint(self, *_: object) -> Any:
+            raise DeviceLostError("the device cannot go on")
+
+    engine = started(Lost())
+    for _ in range(2):
+        with pytest.raises(JobError, match="the device cannot go on") as raised:
+            engine.submit(grey(1), OPTIONS).result(10)
+        assert raised.value.code is ErrorCode.INTERNAL
     engine.close()
 
 

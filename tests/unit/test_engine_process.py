@@ -36,6 +36,7 @@ from captioner.testing import FakeCaptionModel, load_faulty_model
 OPTIONS = GenerationOptions()
 SECONDS = 30
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
+MAGENTA = (255, 0, 255)
 
 
 def picture(*colour: int) -> Any:
@@ -324,6 +325,19 @@ def test_a_picture_that_crashes_the_child_alone_is_blamed_and_no_other() -> None
         assert raised.value.code is ErrorCode.WORKER_LOST
         del colours[5]
         assert texts(futures) == [text_of(*colour) for colour in colours]
+        assert engine.stats.restarts == 2
+
+
+def test_a_child_that_lost_its_device_makes_way_for_another() -> None:
+    """After an error CUDA refuses all further work of a process: to try again there is no use."""
+    with running(max_batch=4, linger_seconds=1) as engine:
+        first, losing, last = (
+            engine.submit(picture(*colour), OPTIONS) for colour in ((1,), MAGENTA, (2,))
+        )
+        with pytest.raises(CrashError, match=r"lost its device while .* alone") as raised:
+            losing.result(SECONDS)
+        assert raised.value.code is ErrorCode.WORKER_LOST
+        assert texts([first, last]) == [text_of(1), text_of(2)]
         assert engine.stats.restarts == 2
 
 

@@ -101,6 +101,14 @@ class CrashError(JobError):
         super().__init__(code, message, retryable=True)
 
 
+class DeviceLostError(CaptionerError):
+    """The accelerator refuses all further work of this process, as CUDA does after an error.
+
+    A new process can use it. The engine's process ends and is started again, and what it had not
+    finished is run again.
+    """
+
+
 class CanceledError(CaptionerError):
     """The job was canceled while it ran; there is no result."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import queue
 import resource
 import sys
@@ -19,7 +21,7 @@ import numpy as np
 from captioner.domain import ModelInfo
 from captioner.engine.running import Result, load_model, run_batch
 from captioner.engine.slots import receive_slots
-from captioner.errors import JobError, ModelLoadError
+from captioner.errors import DeviceLostError, JobError, ModelLoadError
 from captioner.logs import configure_logging
 from captioner.model import CaptionModel
 from captioner.options import GenerationOptions
@@ -27,6 +29,11 @@ from captioner.settings import LogSettings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+#: Exit status of a process that cannot use its device any more (EX_UNAVAILABLE of sysexits.h).
+DEVICE_LOST_STATUS = 69
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,7 @@ def run_model(
     try:
         model = load_model(load, *arguments)
         _warm_up(model, max_batch)
-    except ModelLoadError as error:
+    except (ModelLoadError, DeviceLostError) as error:
         connection.send(LoadFailed(str(error)))
         return
     connection.send(Ready(model.info, memory_bytes()))
@@ -110,13 +117,17 @@ def run_model(
         started = time.monotonic()
         images = _images(pixels[batch.buffer], [pictures for pictures, _ in batch.wanted])
         missing = len(images)
-        for results in run_batch(model, images, [options for _, options in batch.wanted]):
-            missing -= len(results)
-            if missing:
-                connection.send(Results(results))
-            else:
-                busy_seconds = time.monotonic() - started
-                connection.send(Finished(results, busy_seconds, memory_bytes()))
+        try:
+            for results in run_batch(model, images, [options for _, options in batch.wanted]):
+                missing -= len(results)
+                if missing:
+                    connection.send(Results(results))
+                else:
+                    busy_seconds = time.monotonic() - started
+                    connection.send(Finished(results, busy_seconds, memory_bytes()))
+        except DeviceLostError as error:
+            logger.error("%s", error)  # noqa: TRY400  # its traceback is of no use to operators
+            os._exit(DEVICE_LOST_STATUS)  # not the usual way: what tidies up would use the device
     model.close()
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from captioner.domain import Caption, Lane, ModelInfo
 from captioner.engine.api import EngineStats
 from captioner.engine.batcher import Batcher, Work
-from captioner.engine.running import load_model, run_batch
+from captioner.engine.running import as_job_error, load_model, run_batch
 from captioner.engine.slots import checked_pixels
-from captioner.errors import ModelLoadError
+from captioner.errors import DeviceLostError, ModelLoadError
 from captioner.model import CaptionModel
 from captioner.options import GenerationOptions
 
@@ -95,9 +95,14 @@ class InlineEngine:
 
     def _caption(self, model: CaptionModel, batch: Sequence[Work]) -> None:
         started = time.monotonic()
-        for results in run_batch(model, [w.pixels for w in batch], [w.options for w in batch]):
-            for position, result in results.items():
-                batch[position].settle(result)
+        try:
+            for results in run_batch(model, [w.pixels for w in batch], [w.options for w in batch]):
+                for position, result in results.items():
+                    batch[position].settle(result)
+        except DeviceLostError as error:  # there is no other process to go on in
+            for work in batch:
+                if not work.future.done():
+                    work.settle(as_job_error(error))
         self._stats = EngineStats(
             batches=self._stats.batches + 1,
             pictures=self._stats.pictures + sum(work.pictures for work in batch),

@@ -14,7 +14,14 @@ from typing import Any
 
 from captioner.children import Child
 from captioner.domain import ModelInfo
-from captioner.engine.child import Batch, LoadFailed, Progress, Ready, run_model
+from captioner.engine.child import (
+    DEVICE_LOST_STATUS,
+    Batch,
+    LoadFailed,
+    Progress,
+    Ready,
+    run_model,
+)
 from captioner.engine.slots import Slots
 from captioner.errors import ErrorCode, ModelLoadError
 from captioner.model import CaptionModel
@@ -122,6 +129,8 @@ class ModelProcess:
     def cause_of_death(self) -> tuple[str, ErrorCode]:
         """After its pipe broke: how it ended, in words, and the code for the job that did it."""
         exit_code = self._child.end(DEATH_SECONDS)
+        if exit_code == DEVICE_LOST_STATUS:
+            return "lost its device", ErrorCode.WORKER_LOST
         if exit_code >= 0:
             return f"ended with exit code {exit_code}", ErrorCode.WORKER_LOST
         if exit_code == -signal.SIGKILL and _oom_kills() > self._oom_kills:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from captioner.domain import Caption
 from captioner.errors import (
+    DeviceLostError,
     ErrorCode,
     InvalidRequestError,
     JobError,
@@ -59,16 +60,12 @@ def run_batch(
 
     Yields:
         Results by position, as they come; every position exactly once.
+
+    Raises:
+        DeviceLostError: nothing more can be run in this process.
     """
-    refused: dict[int, Result] = {}
-    valid: list[int] = []
-    for position, one in enumerate(options):
-        try:
-            _check(model, images[position], one)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is this one's result
-            refused[position] = _as_job_error(error)
-        else:
-            valid.append(position)
+    refused = _refused(model, images, options)
+    valid = [position for position in range(len(options)) if position not in refused]
     if refused:
         yield refused
     if not valid:
@@ -76,7 +73,9 @@ def run_batch(
     try:
         generated = _generate(model, [images[i] for i in valid], [options[i] for i in valid])
         results: dict[int, Result] = dict(zip(valid, map(_captions, generated), strict=True))
-    except Exception as error:  # noqa: BLE001  # as above
+    except DeviceLostError:
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is somebody's result
         if len(valid) > 1:
             logger.warning(
                 "a batch of %d failed and is run again one by one: %s", len(valid), describe(error)
@@ -85,8 +84,23 @@ def run_batch(
                 for alone in run_batch(model, [images[position]], [options[position]]):
                     yield {position: alone[0]}
             return
-        results = {valid[0]: _as_job_error(error)}
+        results = {valid[0]: as_job_error(error)}
     yield results
+
+
+def _refused(
+    model: CaptionModel,
+    images: Sequence[NDArray[np.uint8]],
+    options: Sequence[GenerationOptions],
+) -> dict[int, Result]:
+    """By position, what cannot be captioned at all."""
+    refused: dict[int, Result] = {}
+    for position, one in enumerate(options):
+        try:
+            _check(model, images[position], one)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is this one's result
+            refused[position] = as_job_error(error)
+    return refused
 
 
 def _check(model: CaptionModel, image: NDArray[np.uint8], options: GenerationOptions) -> None:
@@ -124,7 +138,8 @@ def _captions(generated: Sequence[Generated]) -> list[Caption]:
     ]
 
 
-def _as_job_error(error: Exception) -> JobError:
+def as_job_error(error: Exception) -> JobError:
+    """What the client is told of whatever a model raised."""
     if isinstance(error, JobError):
         return error
     if isinstance(error, MemoryError):

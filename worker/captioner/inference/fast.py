@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captioner.domain import ModelInfo
-from captioner.errors import ErrorCode, JobError, describe
+from captioner.errors import DeviceLostError, ErrorCode, JobError, describe
 from captioner.inference.acceleration import accelerate
 from captioner.inference.captioner import (
     GeneratedCaption,
@@ -122,7 +122,9 @@ class FastCaptioner:
         """Caption all at once, or half by half where the device has too little memory."""
         try:
             return self._caption_at_once(jobs)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except torch.AcceleratorError as error:
+            raise DeviceLostError(f"{self._device} cannot go on: {describe(error)}") from error
+        except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
             reason = describe(error)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captioner.domain import ModelInfo
-from captioner.errors import ErrorCode, JobError
+from captioner.errors import DeviceLostError, ErrorCode, JobError
 from captioner.options import GenerationOptions
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ class FaultyCaptionModel(FakeCaptionModel):
     """Breaks on pictures of certain colours, so that they do what broken kernels and leaks do.
 
     Red ends its process by a segmentation fault, green hangs for ever, blue raises `MemoryError`,
-    and yellow takes memory that is never given back. A picture is of a colour when its mean colour
-    nearly is, so that it may have been a JPEG.
+    magenta loses the device, and yellow takes memory that is never given back. A picture is of a
+    colour when its mean colour nearly is, so that it may have been a JPEG.
     """
 
     def __init__(
@@ -144,6 +144,8 @@ class FaultyCaptionModel(FakeCaptionModel):
                     threading.Event().wait()
                 case (False, False, True):
                     raise MemoryError
+                case (True, False, True):
+                    raise DeviceLostError("the fake device cannot go on")
                 case (True, True, False):
                     self._leaked.append(b"\1" * self._leak_bytes)
         captions = super().generate_joint(groups, options)
