@@ -200,7 +200,10 @@ class TextDecoder(nn.Module):
 
     def forward(self, tokens: Tokens, cache: Cache) -> Tensor:
         """Read tokens, write their keys and values into the cache, and return `[B, Q, W]`."""
-        x: Tensor = self.norm(self.words(tokens.ids) + self.positions(tokens.positions))
+        # Images that have ended, and rows without one, are counted further until they are left out.
+        # Nobody reads what becomes of them, but a position that is not there ends a CUDA process.
+        positions = tokens.positions.clamp(max=self.positions.num_embeddings - 1)
+        x: Tensor = self.norm(self.words(tokens.ids) + self.positions(positions))
         for index, layer in enumerate(self.layers):
             x = layer(x, tokens, cache, index)
         return x

@@ -110,6 +110,8 @@ class GraphRunner:
     """Replays recordings wherever there can be some; see `Runner`."""
 
     multiple = _SLOTS
+    #: Each question waits for the device.
+    steps_between_questions = 4
 
     def __init__(self, model: Blip, record: Record | None = None) -> None:
         """`record` is `RecordOnCuda` or, in tests, a stand-in that needs no CUDA."""

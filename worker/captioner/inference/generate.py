@@ -17,8 +17,6 @@ from captioner.inference.sampling import Sampling
 #: Prompts up to this many tokens go together, whatever their lengths; longer ones with those up
 #: to double their length, so that one very long prompt does not lengthen its neighbours' work.
 _SHORT_PROMPT = 16
-#: On CUDA the question whether an image has ended waits for the device.
-_STEPS_BETWEEN_QUESTIONS = 4
 
 
 def generate(
@@ -84,14 +82,13 @@ def _run(decoding: Decoding, runner: Runner, requests: Sequence[Request]) -> lis
     results: list[list[Generated]] = [[] for _ in requests]
     going = list(range(len(requests)))
     longest = max(request.options.max_new_tokens for request in requests)
-    patience = 1 if decoding.states.device.type == "cpu" else _STEPS_BETWEEN_QUESTIONS
 
     for step in range(1, longest + 1):
         if decoding.recordable:
             runner.do(decoding, Decoding.start if step == 1 else Decoding.step)
         else:
             decoding.choose(runner.do(decoding, Decoding.begin if step == 1 else Decoding.read))
-        if step < longest and step % patience:
+        if step < longest and step % runner.steps_between_questions:
             continue
         ended = decoding.search.ended.tolist()
         places = [place for place, one in enumerate(ended) if one]

@@ -22,6 +22,8 @@ class Runner(Protocol):
     model: Blip
     #: Numbers of slots and of tokens are rounded up to a multiple, so that batches share memory.
     multiple: int
+    #: After so many steps it is asked which images have ended.
+    steps_between_questions: int
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels `[B, side, side, 3]` to image states `[B, N, W]`."""
@@ -49,6 +51,7 @@ class EagerRunner:
     """The model as it is written."""
 
     multiple = 1
+    steps_between_questions = 1
 
     def __init__(self, model: Blip) -> None:
         """The model is shared, not copied."""
