@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,8 @@ from captioner.inference.blip import Tokens
 from checkpoints import DEC, random_picture, save_tiny_blip
 
 PICTURES = [random_picture(seed) for seed in range(48)]
+#: Ids that logits are compared along.
+FORCED = [DEC, 5, 9, 17, 30]
 GREEDY = GenerationOptions(num_beams=1, max_new_tokens=10)
 
 
@@ -67,28 +71,52 @@ def test_every_divergence_is_a_near_tie(checkpoint: Path, dtype: str) -> None:
 
 
 @pytest.mark.long
-def test_there_are_no_more_divergences_than_transformers_has(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beams", [1, 3])
+def test_there_are_no_more_divergences_than_transformers_has(tmp_path: Path, beams: int) -> None:
     """Counted over twenty models: with few pictures the numbers say nothing."""
-    ours = theirs = 0
+    options = GenerationOptions(num_beams=beams, max_new_tokens=10)
+
+    def captions(folder: Path, backend: str, dtype: str) -> list[tuple[int, ...]]:
+        return [
+            one[0].token_ids for one in load(folder, backend, dtype).generate(PICTURES, options)
+        ]
+
+    flips = Counter[tuple[str, str]]()
     for seed in range(11, 31):
         folder = save_tiny_blip(tmp_path / str(seed), seed=seed)
-        wanted = greedy(load(folder, "fast", "float32"))
-        for backend in ("fast", "transformers"):
-            found = greedy(load(folder, backend, "bfloat16"))
-            flips = sum(a != b for a, b in zip(wanted, found, strict=True))
-            ours, theirs = (ours + flips, theirs) if backend == "fast" else (ours, theirs + flips)
-    assert theirs > 10
-    # One standard deviation of such counts: they are random, though the same in every run.
-    assert ours <= theirs + math.sqrt(theirs)
+        wanted = captions(folder, "fast", "float32")
+        for kind in itertools.product(("fast", "transformers"), ("bfloat16", "float16")):
+            found = captions(folder, *kind)
+            flips[kind] += sum(a != b for a, b in zip(wanted, found, strict=True))
+    for dtype in ("bfloat16", "float16"):
+        ours, theirs = flips["fast", dtype], flips["transformers", dtype]
+        # One standard deviation of such counts: they are random, though the same in every run.
+        assert ours <= theirs + math.sqrt(theirs)
+    assert flips["transformers", "bfloat16"] > 10
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_logits_are_no_farther_from_float32_than_those_of_transformers(
+    checkpoint: Path, dtype: str
+) -> None:
+    """Divergences are judged by our own error: it must not be larger than it has to be."""
+    exact, ours = load(checkpoint, "fast", "float32"), load(checkpoint, "fast", dtype)
+    theirs = load(checkpoint, "transformers", dtype)
+    error = their_error = 0.0
+    for picture in PICTURES:
+        right = teacher_forced(exact, picture, FORCED)
+        error += float((teacher_forced(ours, picture, FORCED) - right).abs().mean())
+        with torch.inference_mode():
+            their_error += float((theirs.logits(picture, FORCED) - right).abs().mean())
+    assert 0 < error <= 1.1 * their_error
 
 
 def test_teacher_forced_logits_are_as_near_to_float32_as_the_type_allows(
     checkpoint: Path,
 ) -> None:
     exact, half = load(checkpoint, "fast", "float32"), load(checkpoint, "fast", "bfloat16")
-    ids = [DEC, 5, 9, 17, 30]
     for picture in PICTURES[:8]:
-        right, mine = teacher_forced(exact, picture, ids), teacher_forced(half, picture, ids)
+        right, mine = teacher_forced(exact, picture, FORCED), teacher_forced(half, picture, FORCED)
         # bfloat16 has 8 bits; the logits are sums over a few layers of such numbers.
         scale = 2**-8 * right.abs().max()
         assert (mine - right).abs().max() < 16 * scale
