@@ -63,8 +63,8 @@ def wrong_end(fast: Any, patch: pytest.MonkeyPatch) -> None:
 
 def raw_pixels(fast: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        "captioner.inference.fast.normalise",
-        lambda pixels, settings: (pixels.transpose(2, 0, 1) / 255).astype("float32"),
+        "captioner.inference.fast.prepare",
+        lambda pixels, dtype, settings: pixels.to(dtype) / 255,
     )
 
 

@@ -22,9 +22,10 @@ from captioner.inference.captioner import (
 from captioner.inference.captions import Generated, Request
 from captioner.inference.checkpoint import Checkpoint
 from captioner.inference.devices import dtype_name
-from captioner.inference.fused_weights import PIXEL_ZERO, folds_normalisation, load_blip
+from captioner.inference.fused_weights import load_blip
 from captioner.inference.generate import generate
-from captioner.inference.pixels import Picture, normalise, resize
+from captioner.inference.normalisation import prepare
+from captioner.inference.pixels import Picture, resize
 from captioner.inference.tokenizer import load_tokenizer
 from captioner.options import GenerationOptions
 
@@ -161,17 +162,12 @@ class FastCaptioner:
 
     def model_input(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
         """What the encoder takes of uint8 `[side, side, 3]` each: `[B, side, side, 3]`."""
-        if folds_normalisation(self._dtype):
-            # Pinned, the next images are stacked while these are on their way.
-            pinned = self._device.type == "cuda"
-            stacked = torch.empty(
-                len(pixels), *pixels[0].shape, dtype=torch.uint8, pin_memory=pinned
-            )
-            np.stack(pixels, out=stacked.numpy())
-            batch = stacked.to(self._device, non_blocking=True).to(self._dtype)
-            return batch.sub_(PIXEL_ZERO)
-        normal = np.stack([normalise(one, self._pixels) for one in pixels])
-        return torch.from_numpy(normal).to(self._device, self._dtype).permute(0, 2, 3, 1)
+        # Pinned, the next images are stacked while these are on their way.
+        pinned = self._device.type == "cuda"
+        stacked = torch.empty(len(pixels), *pixels[0].shape, dtype=torch.uint8, pin_memory=pinned)
+        np.stack(pixels, out=stacked.numpy())
+        on_device = stacked.to(self._device, non_blocking=True)
+        return prepare(on_device, self._dtype, self._pixels)
 
     def _caption_of(self, prompt: tuple[int, ...], generated: Generated) -> GeneratedCaption:
         tokens = generated.tokens

@@ -18,12 +18,7 @@ from captioner.errors import ModelLoadError, describe
 from captioner.inference.architecture import Architecture
 from captioner.inference.blip import Blip
 from captioner.inference.checkpoint import Checkpoint
-from captioner.inference.pixels import PixelSettings
-
-#: What uint8 pixels are moved by where normalisation is folded into the patch projection: integers
-#: around 0 are exact in both half types, and products with them round no more than with
-#: normalised pixels.
-PIXEL_ZERO = 128
+from captioner.inference.normalisation import fold_normalisation, folds_normalisation
 
 _VISION_LAYER = {
     "norm_attention": ["layer_norm1"],
@@ -142,28 +137,3 @@ def _read(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> d
 def _join(parts: Iterable[Tensor]) -> Tensor:
     joined = list(parts)
     return joined[0] if len(joined) == 1 else torch.cat(joined)
-
-
-def folds_normalisation(dtype: torch.dtype) -> bool:
-    """True where the model takes uint8 pixels: float32 and float64 are exact, and fold nothing."""
-    return dtype in (torch.float16, torch.bfloat16)
-
-
-def fold_normalisation(
-    weight: Tensor, bias: Tensor, settings: PixelSettings
-) -> tuple[Tensor, Tensor]:
-    """Let the patch projection take uint8 pixels less `PIXEL_ZERO` instead of normalised ones.
-
-    Args:
-        weight: `[W, 3, patch, patch]`.
-        bias: `[W]`.
-        settings: the checkpoint's.
-
-    Returns:
-        Both in float64, of the same shapes.
-    """
-    mean = torch.tensor(settings.mean, dtype=torch.float64, device=weight.device).view(3, 1, 1)
-    std = torch.tensor(settings.std, dtype=torch.float64, device=weight.device).view(3, 1, 1)
-    scaled = weight.double() / std
-    shift = PIXEL_ZERO * settings.rescale_factor - mean
-    return scaled * settings.rescale_factor, bias.double() + (scaled * shift).sum((1, 2, 3))
