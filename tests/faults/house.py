@@ -60,7 +60,7 @@ def sample_frames(media, image_size):
     if end.endswith(b"held"):
         return held(media.path, image_size)
 """
-RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+RED, GREEN, BLUE, MAGENTA = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 0, 255)
 
 
 @dataclass

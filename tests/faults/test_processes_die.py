@@ -7,8 +7,10 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from captioner.domain import JobState
-from faults.house import BLUE, GREEN, RED, House, Ledger, children, kill, lives
+from faults.house import BLUE, GREEN, MAGENTA, RED, House, Ledger, children, kill, lives
 from processes import wait_until
 
 
@@ -59,15 +61,22 @@ def test_a_picture_hangs_the_engine(house: House) -> None:
     assert ledger.codes[poison.id] == "worker_lost"
 
 
-def test_a_picture_crashes_the_engine(house: House) -> None:
+@pytest.mark.parametrize(
+    ("colour", "what"),
+    [
+        (RED, "a picture that crashes the engine"),
+        (MAGENTA, "a picture that costs the engine its device"),
+    ],
+)
+def test_a_picture_ends_the_engine(house: House, colour: tuple[int, int, int], what: str) -> None:
     requests, started = house.innocents(40), time.monotonic()
-    poison = house.request(house.picture(RED))
+    poison = house.request(house.picture(colour))
     with house.worker() as worker:
         house.jobs.submit_all([*requests[:20], poison, *requests[20:]])
         house.wait_until_done()
         assert worker.stop() == 0
     ledger = Ledger.read(house.database)
-    ledger.check([*requests, poison], "a picture that crashes the engine", started)
+    ledger.check([*requests, poison], what, started)
     assert ledger.succeeded() == 40
     assert ledger.codes[poison.id] == "worker_lost"
     assert house.jobs.get(poison.id).crashes == 2  # and the third ended it
