@@ -1,0 +1,269 @@
+"""What makes it faster computes the same: oneDNN's layers, folded pixels, threads by the quota."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from captioner.inference import acceleration, load_captioner
+from captioner.inference.acceleration import (
+    PackedLinear,
+    _onednn_has_bfloat16,
+    accelerate,
+    available_cores,
+)
+from captioner.inference.blip import Blip, GeluLinear, ResidualLinear
+from captioner.inference.checkpoint import open_checkpoint
+from captioner.inference.fused_weights import load_blip
+from captioner.inference.normalisation import PIXEL_ZERO, fold_normalisation
+from captioner.inference.pixels import PixelSettings
+from captioner.inference.runners import EagerRunner
+from captioner.inference.unprojected import UnprojectedRunner
+from checkpoints import save_tiny_blip
+
+CPU = torch.device("cpu")
+onednn_bfloat16 = pytest.mark.skipif(
+    not _onednn_has_bfloat16(), reason="oneDNN has no bfloat16 on this CPU"
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_blip(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def blip(folder: Path, dtype: torch.dtype) -> Blip:
+    """The model as it is loaded, with nothing switched on."""
+    return load_blip(open_checkpoint(str(folder)), CPU, dtype)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in the place of `/`, as the module sees it, on a machine of eight cores."""
+    monkeypatch.setattr(acceleration, "Path", lambda name: tmp_path / Path(name).relative_to("/"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+    return tmp_path
+
+
+def limit(root: Path, text: str) -> None:
+    file = root / "sys/fs/cgroup/cpu.max"
+    file.parent.mkdir(parents=True)
+    file.write_text(text, encoding="ascii")
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [
+        ("max 100000\n", 8),
+        ("200000 100000\n", 2),
+        ("150000 100000\n", 2),
+        ("50000 100000\n", 1),
+        ("1000 100000\n", 1),
+        ("100000 50000\n", 2),
+        ("6400000 100000\n", 8),
+        ("0 100000\n", 1),
+        ("", 8),
+    ],
+)
+def test_cores_are_those_of_the_containers_quota(root: Path, text: str, cores: int) -> None:
+    limit(root, text)
+    assert available_cores() == cores
+
+
+def test_without_a_quota_cores_are_those_of_the_affinity(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert available_cores() == 8
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {3}, raising=False)
+    assert available_cores() == 1
+    limit(root, "400000 100000\n")
+    assert available_cores() == 1
+    # macOS has no affinity, and a machine may not tell its number of cores.
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert available_cores() == 4
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert available_cores() == 1
+
+
+@pytest.mark.parametrize(("before", "cores", "after"), [(4, 2, 2), (2, 8, 2), (1, 4, 1)])
+def test_no_more_threads_than_cores_and_no_more_than_asked_for(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, before: int, cores: int, after: int
+) -> None:
+    monkeypatch.setattr(acceleration, "available_cores", lambda: cores)
+    torch.set_num_threads(before)
+    accelerate(blip(checkpoint, torch.float32))
+    assert torch.get_num_threads() == after
+
+
+def layer(kind: type[nn.Linear], inputs: int = 40, outputs: int = 56) -> nn.Linear:
+    """In bfloat16, with a bias that stands out."""
+    generator = torch.Generator().manual_seed(3)
+    made = kind(inputs, outputs, dtype=torch.bfloat16)
+    with torch.no_grad():
+        made.weight.normal_(0, 0.3, generator=generator)
+        made.bias.normal_(0, 3, generator=generator)
+    return made
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(4)).to(torch.bfloat16)
+
+
+def float32(layer: nn.Linear, x: Tensor) -> Tensor:
+    return functional.linear(x.float(), layer.weight.float(), layer.bias.float())
+
+
+def assert_rounded_once(found: Tensor, exact: Tensor) -> None:
+    """Half a last place of bfloat16, and what float32 sums in another order differ by."""
+    assert found.dtype == torch.bfloat16
+    assert found.shape == exact.shape
+    assert ((found.float() - exact).abs() <= 2**-8 * exact.abs() + 2e-5).all()
+
+
+@onednn_bfloat16
+@pytest.mark.parametrize("rows", [1, 8, 577])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (2, 300)])
+@torch.inference_mode()
+def test_a_packed_layer_is_the_layer(rows: int, shape: tuple[int, int]) -> None:
+    plain, x = layer(nn.Linear), random(*shape, 40)
+    packed = PackedLinear(plain, rows)
+    assert (packed.in_features, packed.out_features) == (40, 56)
+    assert_rounded_once(packed(x), float32(plain, x))
+
+
+@onednn_bfloat16
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (2, 300)])
+@torch.inference_mode()
+def test_a_packed_layer_adds_to_the_stream(shape: tuple[int, int]) -> None:
+    plain, x, stream = layer(ResidualLinear), random(*shape, 40), random(*shape, 56) * 5
+    before = stream.clone()
+    found = PackedLinear(plain, 8)(x, stream)
+    assert_rounded_once(found, float32(plain, x) + stream.float())
+    assert torch.equal(stream, before)  # others read it, too
+
+
+@onednn_bfloat16
+@torch.inference_mode()
+def test_a_packed_layers_gelu_is_the_exact_one() -> None:
+    plain = layer(GeluLinear)
+    x = random(5, 3, 40)
+    assert_rounded_once(PackedLinear(plain, 8)(x), functional.gelu(float32(plain, x)))
+    # Near -2.3 the tanh form is furthest away: some 3 last places, of 2**-13 each.
+    same = GeluLinear(32, 32, dtype=torch.bfloat16)
+    same.weight.copy_(torch.eye(32))
+    same.bias.zero_()
+    values = torch.linspace(-2.4, -2.2, 32).to(torch.bfloat16)[None]
+    found = PackedLinear(same, 8)(values).double()
+    erf, tanh = (functional.gelu(values.double(), approximate=form) for form in ("none", "tanh"))
+    # Of all of them: kernels of some CPUs may be one place off here and there.
+    assert (found - erf).abs().mean() < 2**-13
+    assert (found - tanh).abs().mean() > 2 * 2**-13
+    # Of other layers nothing is made but the product.
+    linear = nn.Linear(32, 32, dtype=torch.bfloat16)
+    linear.load_state_dict(same.state_dict())
+    assert torch.equal(PackedLinear(linear, 8)(values), values)
+
+
+def linear_layers(model: nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+@onednn_bfloat16
+def test_in_bfloat16_every_linear_layer_is_packed(checkpoint: Path) -> None:
+    model = blip(checkpoint, torch.bfloat16)
+    before = linear_layers(model)
+    # Patches, and 4 and 7 a layer; the word head and what is before it.
+    assert len(before) == 1 + 2 * 4 + 2 * 7 + 2
+    assert isinstance(accelerate(model), UnprojectedRunner)
+    assert linear_layers(model) == set()
+    packed = {name for name, one in model.named_modules() if isinstance(one, PackedLinear)}
+    assert packed == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_other_types_keep_their_layers(checkpoint: Path, dtype: torch.dtype) -> None:
+    model = blip(checkpoint, dtype)
+    before = linear_layers(model)
+    assert type(accelerate(model)) is EagerRunner
+    assert linear_layers(model) == before
+
+
+@pytest.fixture(params=["packed", "plain"])
+def half(checkpoint: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """In bfloat16, with oneDNN's layers and without."""
+    if request.param == "plain":
+        without = SimpleNamespace(_linear_pointwise=None, _is_mkldnn_bf16_supported=lambda: False)
+        monkeypatch.setattr(acceleration, "_ONEDNN", without)
+    elif not _onednn_has_bfloat16():
+        pytest.skip("oneDNN has no bfloat16 on this CPU")
+    return load_captioner(str(checkpoint), device="cpu", dtype="bfloat16", backend="fast")
+
+
+@torch.inference_mode()
+def test_the_word_head_is_float32_in_bfloat16(half: Any, checkpoint: Path) -> None:
+    decoder = half.model.text
+    x = random(4, 3, 48)
+    found = decoder.logits(x)
+    assert found.dtype == torch.float32
+    rounded = found.to(torch.bfloat16).float()
+    assert (found != rounded).float().mean() > 0.9
+    # And its weights are those of the file, not the rounded ones of the embedding.
+    tensors = load_file(checkpoint / "model.safetensors")
+    words = tensors["text_decoder.bert.embeddings.word_embeddings.weight"]
+    bias = tensors["text_decoder.cls.predictions.bias"]
+    last = decoder.norm_transform(decoder.transform(x))
+    assert last.dtype == torch.bfloat16
+    exact = functional.linear(last.float(), words, bias)
+    assert torch.allclose(found, exact, rtol=0, atol=1e-5)
+
+
+SETTINGS = [
+    PixelSettings(size=32),
+    PixelSettings(size=32, mean=(0.1, 0.9, 0.5), std=(0.05, 2.0, 0.7), rescale_factor=1 / 127.5),
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["CLIP's", "others"])
+def test_folded_normalisation_is_normalisation_first(settings: PixelSettings) -> None:
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(48, 3, 8, 8, generator=generator, dtype=torch.float64) / 8
+    bias = torch.randn(48, generator=generator, dtype=torch.float64)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), generator=generator).double()
+    mean, std = (
+        torch.tensor(one, dtype=torch.float64).view(3, 1, 1)
+        for one in (settings.mean, settings.std)
+    )
+    normal = (pixels * settings.rescale_factor - mean) / std
+    folded = fold_normalisation(weight, bias, settings)
+    assert [one.dtype for one in folded] == [torch.float64] * 2
+    found = functional.conv2d(pixels - PIXEL_ZERO, *folded, stride=8)
+    expected = functional.conv2d(normal, weight, bias, stride=8)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_types_take_pixels_exactly(checkpoint: Path, dtype: str) -> None:
+    model: Any = load_captioner(str(checkpoint), device="cpu", dtype=dtype, backend="fast")
+    picture = (np.arange(32 * 32 * 3) % 256).astype(np.uint8).reshape(32, 32, 3)
+    found = model.model_input([picture, picture[::-1]])
+    assert found.dtype == getattr(torch, dtype)
+    wanted = np.stack([picture, picture[::-1]]).astype(np.int64) - PIXEL_ZERO
+    assert found.long().tolist() == wanted.tolist()
