@@ -21,7 +21,9 @@ from captioner.inference import (
     load_captioner,
     unprojected,
 )
+from captioner.inference.cuda_graphs import GraphRunner
 from checkpoints import random_picture, save_tiny_blip
+from recorder import StandIn
 
 PROMPTS = ("", "a picture of", "the woman ' s dog with a red boat", "a")
 RELATIVE = 1e-5
@@ -50,9 +52,11 @@ def reference(checkpoint: Path) -> Captioner:
     return load(checkpoint, "transformers")
 
 
-@pytest.fixture(scope="module", params=["projected", "unprojected"])
+@pytest.fixture(scope="module", params=["projected", "unprojected", "recorded"])
 def fast(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Captioner]:
-    """With keys and values of the images, and with their states alone, as CPUs in bfloat16 do."""
+    """With keys and values of the images; with their states alone, as CPUs in bfloat16 do; or as on
+    CUDA, where steps are replayed, and images that have ended go on until they are asked for.
+    """
     model: Any = load(checkpoint, "fast")
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "unprojected":
@@ -61,6 +65,8 @@ def fast(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Captioner
             model._runner = unprojected.UnprojectedRunner(model.model)
             for layer in model.model.text.layers:
                 layer.attend_image = unprojected.FewQueries(layer)
+        if request.param == "recorded":
+            model._runner = GraphRunner(model.model, StandIn())
         yield model
 
 
@@ -286,3 +292,105 @@ def test_pictures_together_are_not_parted_where_memory_is_short(
     with pytest.raises(JobError) as raised:
         fast.generate_joint(groups, options)
     assert raised.value.code is ErrorCode.OUT_OF_MEMORY
+
+
+CPU_IS_FULL = (
+    "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: "
+    "you tried to allocate 1 bytes."
+)
+
+
+@pytest.mark.parametrize("room", [2, 0])
+def test_out_of_memory_as_the_cpus_allocator_says_it(
+    fast: Captioner, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    images, options = pictures(5), GenerationOptions(max_new_tokens=4)
+    expected = fast.generate(images, options)
+    sizes: list[int] = []
+    real = type(fast)._caption_at_once  # type: ignore[attr-defined]
+
+    def small(self: Any, jobs: Sequence[Any]) -> Any:
+        sizes.append(len(jobs))
+        if len(jobs) > room:
+            raise RuntimeError(CPU_IS_FULL)
+        return real(self, jobs)
+
+    monkeypatch.setattr(type(fast), "_caption_at_once", small)
+    if room:
+        assert fast.generate(images, options) == expected
+        assert sizes == [5, 2, 3, 1, 2]
+        return
+    with pytest.raises(JobError, match="you tried to allocate") as raised:
+        fast.generate(images, options)
+    assert raised.value.code is ErrorCode.OUT_OF_MEMORY
+    assert sizes == [5, 2, 1]
+
+
+def test_another_error_is_raised_and_nothing_tried_again(
+    fast: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def broken(self: Any, jobs: Sequence[Any]) -> Any:
+        sizes.append(len(jobs))
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(type(fast), "_caption_at_once", broken)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        fast.generate(pictures(4), GenerationOptions())
+    assert sizes == [4]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_as_many_frames_as_there_may_be_beside_two(
+    beams: int, reference: Captioner, fast: Captioner
+) -> None:
+    # 65 in all: the encoder takes 32 at once, and the last one alone.
+    groups = [pictures(32), pictures(2, first=50), pictures(31, first=60)]
+    options = GenerationOptions(num_beams=beams, num_return_sequences=beams, max_new_tokens=8)
+    ours = fast.generate_joint(groups, options)
+    assert_equal(ours, reference.generate_joint(groups, options))
+    fewer = fast.generate_joint([pictures(31)], options)
+    assert fewer[0][0].score != pytest.approx(ours[0][0].score, rel=RELATIVE)  # the last one counts
+
+
+@pytest.mark.parametrize("frames", [0, 33])
+def test_no_frames_and_too_many_are_refused(
+    frames: int, reference: Captioner, fast: Captioner
+) -> None:
+    for captioner in (fast, reference):
+        with pytest.raises(JobError, match=f"1 to 32 pictures, not {frames}") as raised:
+            captioner.generate_joint([pictures(2), pictures(frames)], GenerationOptions())
+        assert raised.value.code is ErrorCode.INVALID_REQUEST
+
+
+def words(count: int) -> str:
+    """Each of them one piece."""
+    return " ".join(itertools.islice(itertools.cycle(["red", "tree", "near", "boat"]), count))
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_prompts_of_all_lengths_up_to_the_last_position(
+    beams: int, reference: Captioner, fast: Captioner
+) -> None:
+    """With [DEC], 62 words and a token, or 51 and 12, take all 64 positions of the model."""
+    lengths = [(0, 12), (62, 1), (15, 12), (16, 12), (17, 12), (51, 12), (3, 5), (31, 20), (40, 12)]
+    options = [
+        GenerationOptions(
+            prompt=words(count),
+            num_beams=beams,
+            num_return_sequences=beams,
+            max_new_tokens=tokens,
+            # Two run to the very end, whatever the model would say.
+            min_new_tokens=tokens if count + tokens == 63 else 0,
+        )
+        for count, tokens in lengths
+    ]
+    images = pictures(len(lengths))
+    ours = fast.generate(images, options)
+    assert_equal(ours, reference.generate(images, options))
+    assert [len(one[0].token_ids) for one in (ours[1], ours[5])] == [1, 12]
+    too_long = GenerationOptions(prompt=words(52), max_new_tokens=12)
+    with pytest.raises(JobError) as raised:
+        fast.generate(images[:1], too_long)
+    assert raised.value.code is ErrorCode.PROMPT_TOO_LONG
