@@ -104,19 +104,24 @@ def test_half_precision_beside_the_default(env: dict[str, str], tmp_path: Path) 
 
 
 @pytest.mark.long
-def test_memory_is_watched_over_many_batches(env: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "tokens", "batches", "samples"), [("1,2", 2, 40, 20), ("1,8", 16, 1000, 500)]
+)
+def test_memory_stays_as_it_is_over_many_batches(
+    env: dict[str, str], tmp_path: Path, sizes: str, tokens: int, batches: int, samples: int
+) -> None:
     result = captioner(
-        "bench", "model", "--batch", "1,2", "--beams", "1", "--tokens", "2", "--batches", "40",
-        "--json", "report.json", env=env, cwd=tmp_path,
+        "bench", "model", "--batch", sizes, "--beams", "1", "--tokens", str(tokens),
+        "--batches", str(batches), "--json", "report.json", env=env, cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["rows"] == []
     memory = report["memory"]
-    assert (memory["batches"], memory["samples"]) == (40, 20)
-    assert memory["resident_bytes_growth"] == (
-        memory["resident_bytes_late"] - memory["resident_bytes_early"]
-    )
+    assert (memory["batches"], memory["samples"]) == (batches, samples)
+    # Python and PyTorch together, in bytes. 0.02 to 0.5 MiB were measured.
+    assert memory["resident_bytes_early"] > 100 * 2**20
+    assert memory["resident_bytes_growth"] < 4 * 2**20
 
 
 @pytest.mark.parametrize(
