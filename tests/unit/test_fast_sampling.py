@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import random
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import BlipForConditionalGeneration
 from transformers.generation.logits_process import (
+    LogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from captioner.inference import Captioner, GenerationOptions, load_captioner
+from captioner.inference.captions import Request
+from captioner.inference.pixels import Picture, PixelSettings, normalise, resize
 from captioner.inference.processors import warp
-from captioner.inference.sampling import draw
-from checkpoints import random_picture, save_tiny_blip
+from captioner.inference.sampling import draw, uniform
+from checkpoints import DEC, IMAGE_SIZE, SEP, VOCABULARY, random_picture, save_tiny_blip
+
+SAMPLES = 3
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +100,112 @@ def test_a_cold_sample_is_the_greedy_caption(fast: Captioner) -> None:
     greedy = fast.generate(images, GenerationOptions(num_beams=1, max_new_tokens=6))
     cold = fast.generate(images, sampling(temperature=1e-4, seed=1))
     assert [one[0].token_ids for one in cold] == [one[0].token_ids for one in greedy]
+
+
+@dataclass(frozen=True)
+class Sample:
+    #: [SEP] included where it was drawn.
+    tokens: list[int]
+    score: float
+
+    @property
+    def words(self) -> list[int]:
+        return [token for token in self.tokens if token != SEP]
+
+
+def mixed(rng: random.Random) -> GenerationOptions:
+    longest = rng.choice([5, 9, 12])
+    return sampling(
+        prompt=rng.choice(["", "a picture of", "the woman ' s dog with a red boat"]),
+        num_return_sequences=SAMPLES,
+        max_new_tokens=longest,
+        min_new_tokens=rng.choice([0, 0, 2, 4]),
+        repetition_penalty=rng.choice([1.0, 1.3, 2.0]),
+        no_repeat_ngram_size=rng.choice([0, 1, 2, 3]),
+        temperature=rng.choice([0.7, 1.0, 1.5]),
+        top_k=rng.choice([0, 5, 20]),
+        top_p=rng.choice([1.0, 0.9, 0.6]),
+        seed=rng.randrange(1000),
+    )
+
+
+def rules(options: GenerationOptions, prompt: int) -> list[LogitsProcessor]:
+    """transformers' own, in its order."""
+    found: list[LogitsProcessor] = [
+        RepetitionPenaltyLogitsProcessor(options.repetition_penalty),
+        MinNewTokensLengthLogitsProcessor(prompt, options.min_new_tokens, SEP),
+        TemperatureLogitsWarper(options.temperature),
+    ]
+    if options.no_repeat_ngram_size:
+        found.insert(1, NoRepeatNGramLogitsProcessor(options.no_repeat_ngram_size))
+    if options.top_k:
+        found.append(TopKLogitsWarper(options.top_k))
+    if options.top_p < 1:
+        found.append(TopPLogitsWarper(options.top_p))
+    return found
+
+
+def replay(model: Any, picture: Picture, options: GenerationOptions) -> list[Sample]:
+    """The samples in the order of their numbers, each drawn alone from transformers' model."""
+    pixels = normalise(resize(picture, IMAGE_SIZE), PixelSettings(IMAGE_SIZE))
+    states = model.vision_model(torch.from_numpy(pixels)[None].double()).last_hidden_state
+    prompt = [DEC, *(VOCABULARY[word] for word in (options.prompt or "").split())]
+    assert options.seed is not None
+    numbers = uniform(Request((0,), tuple(prompt), options, options.seed))
+    return [replay_one(model, states, prompt, options, column) for column in numbers.unbind(dim=1)]
+
+
+def replay_one(
+    model: Any,
+    states: torch.Tensor,
+    prompt: list[int],
+    options: GenerationOptions,
+    numbers: torch.Tensor,
+) -> Sample:
+    tokens, chosen = list[int](), list[float]()
+    processors = rules(options, len(prompt))
+    for number in numbers:
+        ids = torch.tensor([prompt + tokens])
+        output = model.text_decoder(
+            input_ids=ids, attention_mask=torch.ones_like(ids), encoder_hidden_states=states
+        )
+        logits = scores = output.logits[:, -1].float()  # generate() makes float32 of them, too
+        for processor in processors:
+            scores = processor(ids, scores)
+        shares = scores[0].double().softmax(-1).cumsum(-1)
+        tokens.append(int((shares <= number).sum()))
+        chosen.append(logits[0].log_softmax(-1)[tokens[-1]].item())
+        if tokens[-1] == SEP:
+            break
+    return Sample(tokens, math.fsum(chosen) / len(chosen))
+
+
+def test_every_sample_is_what_transformers_rules_and_the_requests_numbers_give(
+    tmp_path: Path,
+) -> None:
+    """In one batch of mixed options; against samples that are drawn one by one."""
+    folder = save_tiny_blip(tmp_path)
+    rng = random.Random(0)
+    images = [random_picture(seed) for seed in range(24)]
+    options = [mixed(rng) for _ in images]
+    model: Any = BlipForConditionalGeneration.from_pretrained(folder, dtype=torch.float64)
+    with torch.inference_mode():
+        drawn = [replay(model, *one) for one in zip(images, options, strict=True)]
+    wanted = [sorted(one, key=lambda sample: -sample.score) for one in drawn]
+    fast = load_captioner(str(folder), device="cpu", dtype="float64", backend="fast")
+    found = fast.generate(images, options)
+
+    assert [[list(c.token_ids) for c in one] for one in found] == [
+        [sample.words for sample in one] for one in wanted
+    ]
+    for ours, theirs in zip(itertools.chain(*found), itertools.chain(*wanted), strict=True):
+        assert SEP not in ours.token_ids
+        assert ours.score == pytest.approx(theirs.score, rel=1e-5)
+    # Nothing would be shown by samples that all end together, are alike or in order by chance.
+    of_unequal_length = [one for one in drawn if len({len(sample.tokens) for sample in one}) > 1]
+    all_different = [
+        one for one in drawn if len({tuple(sample.tokens) for sample in one}) == SAMPLES
+    ]
+    unordered = [one for one, best in zip(drawn, wanted, strict=True) if one != best]
+    assert min(map(len, (of_unequal_length, all_different, unordered))) >= len(images) // 2
+    assert {sample.tokens[-1] == SEP for sample in itertools.chain(*drawn)} == {True, False}
