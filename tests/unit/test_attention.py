@@ -21,6 +21,16 @@ def qkv() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return query, key, value
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 16, 8), (2, 3, 50, 16), (3, 6, 33, 8)])
+def test_products_of_any_shape_are_attention(shape: tuple[int, ...]) -> None:
+    """Fewer heads than are taken at once, more of them, a rest; rows that fit and that do not."""
+    query, key, value = torch.randn(3, *shape, generator=torch.Generator().manual_seed(2))
+    found = attention.attend_by_products(query, key, value)
+    expected = functional.scaled_dot_product_attention(query, key, value)
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("candidate", attention._candidates(CPU))
 @pytest.mark.parametrize("images", [1, 2])
 def test_every_candidate_is_attention(candidate: Attention, images: int) -> None:

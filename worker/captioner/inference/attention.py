@@ -16,6 +16,10 @@ from captioner.inference.blip import Attention
 _RUNS = 5
 #: Of the default's time; a smaller gain is noise.
 _WORTHWHILE = 0.95
+#: `attend_by_products` pads queries to a multiple of rows, and keeps scores of so many heads in the
+#: cache: 36 ms for 8 images on two cores of an AMD EPYC (Zen 5), 32 ms padded, 30 ms with both.
+_ROWS = 16
+_HEADS_AT_ONCE = 4
 _BACKENDS = (
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.CUDNN_ATTENTION,
@@ -25,28 +29,34 @@ _BACKENDS = (
 
 
 def attend_by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention as two products and a softmax, one image after another.
+    """Attention as two products and a softmax, a few heads at a time.
 
     PyTorch's kernel for CPUs multiplies with MKL, which makes nothing of AVX512-BF16 on a CPU that
     is not Intel's; products by themselves go to oneDNN, which does. Scores are rounded to the type
     before the softmax, as transformers rounds them.
 
     Args:
-        query: `[B, H, N, D]`, as all three.
-        key: one image's scores, `[H, N, N]`, are in memory at a time.
-        value: added up by their shares.
+        query: `[B, H, N, D]`.
+        key: of the same shape.
+        value: of the same shape.
 
     Returns:
         `[B, H, N, D]`, in memory as `[B, N, H, D]`.
     """
     images, heads, states, width = query.shape
     out = query.new_empty(images, states, heads, width).transpose(1, 2)
-    nothing = query.new_empty(1, 1, 1).expand(heads, states, states)
-    for one in range(images):
-        scores = torch.baddbmm(
-            nothing, query[one], key[one].transpose(1, 2), beta=0, alpha=width**-0.5
-        )
-        out[one] = scores.softmax(-1) @ value[one]
+    # Rows of nothing: for 577 rows, 9 times 64 and one, oneDNN takes a fifth longer than for 592.
+    rows = -(-states // _ROWS) * _ROWS
+    asked = query.new_zeros(min(heads, _HEADS_AT_ONCE), rows, width)
+    nothing = query.new_empty(1, 1, 1)
+    for image in range(images):
+        for start in range(0, heads, _HEADS_AT_ONCE):
+            some = slice(start, start + _HEADS_AT_ONCE)
+            queries = asked[: len(query[image, some])]
+            queries[:, :states] = query[image, some]
+            keys = key[image, some].transpose(1, 2)
+            scores = torch.baddbmm(nothing, queries, keys, beta=0, alpha=width**-0.5)
+            out[image, some] = (scores.softmax(-1) @ value[image, some])[:, :states]
     return out
 
 
