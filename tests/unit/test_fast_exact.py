@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -294,15 +295,20 @@ def test_pictures_together_are_not_parted_where_memory_is_short(
     assert raised.value.code is ErrorCode.OUT_OF_MEMORY
 
 
-CPU_IS_FULL = (
-    "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: "
-    "you tried to allocate 1 bytes."
-)
+FULL = [
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 1 bytes."
+    ),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
 
 
+@pytest.mark.parametrize("full", FULL, ids=["cpu", "cuda", "cublas"])
 @pytest.mark.parametrize("room", [2, 0])
-def test_out_of_memory_as_the_cpus_allocator_says_it(
-    fast: Captioner, monkeypatch: pytest.MonkeyPatch, room: int
+def test_out_of_memory_where_only_the_text_says_it(
+    fast: Captioner, monkeypatch: pytest.MonkeyPatch, room: int, full: RuntimeError
 ) -> None:
     images, options = pictures(5), GenerationOptions(max_new_tokens=4)
     expected = fast.generate(images, options)
@@ -312,7 +318,7 @@ def test_out_of_memory_as_the_cpus_allocator_says_it(
     def small(self: Any, jobs: Sequence[Any]) -> Any:
         sizes.append(len(jobs))
         if len(jobs) > room:
-            raise RuntimeError(CPU_IS_FULL)
+            raise full
         return real(self, jobs)
 
     monkeypatch.setattr(type(fast), "_caption_at_once", small)
@@ -320,7 +326,7 @@ def test_out_of_memory_as_the_cpus_allocator_says_it(
         assert fast.generate(images, options) == expected
         assert sizes == [5, 2, 3, 1, 2]
         return
-    with pytest.raises(JobError, match="you tried to allocate") as raised:
+    with pytest.raises(JobError, match=rf"^cpu is full: \w+: {re.escape(str(full))}") as raised:
         fast.generate(images, options)
     assert raised.value.code is ErrorCode.OUT_OF_MEMORY
     assert sizes == [5, 2, 1]

@@ -32,6 +32,12 @@ from captioner.options import GenerationOptions
 #: Images encoded at once. More gain nothing, their activations would fill the memory, and a GPU
 #: would wait until all of them are stacked.
 _ENCODED_AT_ONCE = 32
+#: What the CPU's allocator, CUDA and its library for products say, without a type of its own.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +129,12 @@ class FastCaptioner:
         """Caption all at once, or half by half where the device has too little memory."""
         try:
             return self._caption_at_once(jobs)
-        except torch.AcceleratorError as error:
-            raise DeviceLostError(f"{self._device} cannot go on: {describe(error)}") from error
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
             reason = describe(error)
+            if not _is_out_of_memory(error):
+                if isinstance(error, torch.AcceleratorError):
+                    raise DeviceLostError(f"{self._device} cannot go on: {reason}") from error
+                raise
         # Not within `except`: there the error still holds the memory that was too much.
         if self._device.type == "cuda":
             self._runner.release()
@@ -184,5 +190,7 @@ class FastCaptioner:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """True where a device says so in the type, and the CPU's allocator in the text."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """True where PyTorch says so in the type, and others in the text."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        said in str(error) for said in _OUT_OF_MEMORY
+    )
