@@ -28,7 +28,7 @@ from captioner.engine import (
     model_process,
     supervisor,
 )
-from captioner.errors import CrashError, ErrorCode, JobError, ModelLoadError
+from captioner.errors import CrashError, DeviceLostError, ErrorCode, JobError, ModelLoadError
 from captioner.options import GenerationOptions
 from captioner.settings import EngineSettings, LogSettings
 from captioner.testing import FakeCaptionModel, load_faulty_model
@@ -509,7 +509,12 @@ def load_nothing(kind: str) -> Any:
         raise ModelLoadError("no such model")
     if kind == "dies":
         os._exit(7)
-    return BlindModel()
+    return LostModel() if kind == "is lost" else BlindModel()
+
+
+class LostModel(FakeCaptionModel):
+    def generate(self, images: Any, options: Any) -> Any:
+        raise DeviceLostError("cuda:0 cannot go on")
 
 
 class BlindModel(FakeCaptionModel):
@@ -523,6 +528,7 @@ class BlindModel(FakeCaptionModel):
         ("raises", "^the model cannot be loaded: OSError: disk on fire$"),
         ("says", "^no such model$"),
         ("dies", "^the engine ended with exit code 7 while it loaded the model$"),
+        ("is lost", "^cuda:0 cannot go on$"),
         ("is blind", "^the model is loaded, but cannot caption: .*no kernel image is available$"),
     ],
 )

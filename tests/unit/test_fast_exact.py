@@ -23,6 +23,7 @@ from captioner.inference import (
     unprojected,
 )
 from captioner.inference.cuda_graphs import GraphRunner
+from captioner.inference.fast import FastCaptioner
 from checkpoints import random_picture, save_tiny_blip
 from recorder import StandIn
 
@@ -251,51 +252,23 @@ def sampled(rng: random.Random) -> GenerationOptions:
     )
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(
-    fast: Captioner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images, options = pictures(7), GenerationOptions(max_new_tokens=4)
-    expected = fast.generate(images, options)
+def have_room(room: int, full: RuntimeError, patch: pytest.MonkeyPatch) -> list[int]:
+    """From now on, batches of more pictures are too large; the list of what is tried."""
     sizes: list[int] = []
-    real = type(fast)._caption_at_once  # type: ignore[attr-defined]
+    real = FastCaptioner._caption_at_once
 
-    def small(self: Any, jobs: Sequence[Any]) -> Any:
-        sizes.append(len(jobs))
-        if len(jobs) > 2:
-            raise torch.OutOfMemoryError("too much")
-        return real(self, jobs)
-
-    monkeypatch.setattr(type(fast), "_caption_at_once", small)
-    assert fast.generate(images, options) == expected
-    assert sizes == [7, 3, 1, 2, 4, 2, 2]
-
-
-def test_pictures_together_are_not_parted_where_memory_is_short(
-    fast: Captioner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    groups = [pictures(count, first=10 * count) for count in (5, 1, 2)]
-    options = GenerationOptions(max_new_tokens=4)
-    expected = fast.generate_joint(groups, options)
-    sizes: list[int] = []
-    real = type(fast)._caption_at_once  # type: ignore[attr-defined]
-    room = 5
-
-    def small(self: Any, jobs: Sequence[Any]) -> Any:
+    def small(self: FastCaptioner, jobs: Sequence[Any]) -> Any:
         sizes.append(sum(len(job.pixels) for job in jobs))
         if sizes[-1] > room:
-            raise torch.OutOfMemoryError("too much")
+            raise full
         return real(self, jobs)
 
-    monkeypatch.setattr(type(fast), "_caption_at_once", small)
-    assert fast.generate_joint(groups, options) == expected
-    assert sizes == [8, 5, 3]
-    room = 4
-    with pytest.raises(JobError) as raised:
-        fast.generate_joint(groups, options)
-    assert raised.value.code is ErrorCode.OUT_OF_MEMORY
+    patch.setattr(FastCaptioner, "_caption_at_once", small)
+    return sizes
 
 
 FULL = [
+    torch.OutOfMemoryError("CUDA out of memory"),
     RuntimeError(
         "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: "
         "you tried to allocate 1 bytes."
@@ -305,31 +278,39 @@ FULL = [
 ]
 
 
-@pytest.mark.parametrize("full", FULL, ids=["cpu", "cuda", "cublas"])
+@pytest.mark.parametrize("full", FULL, ids=["type", "cpu", "cuda", "cublas"])
 @pytest.mark.parametrize("room", [2, 0])
-def test_out_of_memory_where_only_the_text_says_it(
+def test_out_of_memory_halves_the_batch_and_goes_on(
     fast: Captioner, monkeypatch: pytest.MonkeyPatch, room: int, full: RuntimeError
 ) -> None:
-    images, options = pictures(5), GenerationOptions(max_new_tokens=4)
+    """However PyTorch says it."""
+    images, options = pictures(7), GenerationOptions(max_new_tokens=4)
     expected = fast.generate(images, options)
-    sizes: list[int] = []
-    real = type(fast)._caption_at_once  # type: ignore[attr-defined]
-
-    def small(self: Any, jobs: Sequence[Any]) -> Any:
-        sizes.append(len(jobs))
-        if len(jobs) > room:
-            raise full
-        return real(self, jobs)
-
-    monkeypatch.setattr(type(fast), "_caption_at_once", small)
+    sizes = have_room(room, full, monkeypatch)
     if room:
         assert fast.generate(images, options) == expected
-        assert sizes == [5, 2, 3, 1, 2]
+        assert sizes == [7, 3, 1, 2, 4, 2, 2]
         return
     with pytest.raises(JobError, match=rf"^cpu is full: \w+: {re.escape(str(full))}") as raised:
         fast.generate(images, options)
     assert raised.value.code is ErrorCode.OUT_OF_MEMORY
-    assert sizes == [5, 2, 1]
+    assert sizes == [7, 3, 1]
+
+
+def test_pictures_together_are_not_parted_where_memory_is_short(
+    fast: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = [pictures(count, first=10 * count) for count in (5, 1, 2)]
+    options = GenerationOptions(max_new_tokens=4)
+    expected = fast.generate_joint(groups, options)
+    sizes = have_room(5, torch.OutOfMemoryError("too much"), monkeypatch)
+    assert fast.generate_joint(groups, options) == expected
+    assert sizes == [8, 5, 3]
+    monkeypatch.undo()
+    have_room(4, torch.OutOfMemoryError("too much"), monkeypatch)
+    with pytest.raises(JobError) as raised:
+        fast.generate_joint(groups, options)
+    assert raised.value.code is ErrorCode.OUT_OF_MEMORY
 
 
 def test_another_error_is_raised_and_nothing_tried_again(
@@ -341,7 +322,7 @@ def test_another_error_is_raised_and_nothing_tried_again(
         sizes.append(len(jobs))
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(type(fast), "_caption_at_once", broken)
+    monkeypatch.setattr(FastCaptioner, "_caption_at_once", broken)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         fast.generate(pictures(4), GenerationOptions())
     assert sizes == [4]

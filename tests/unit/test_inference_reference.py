@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, BlipForConditionalGeneration
 
 from captioner.errors import (
+    DeviceLostError,
     ErrorCode,
     InvalidRequestError,
     JobError,
@@ -344,6 +345,31 @@ def test_closing_twice_is_fine_and_ends_it(folder: Path) -> None:
     other.close()
     with pytest.raises(RuntimeError, match="closed"):
         other.generate(_IMAGES, _GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (torch.OutOfMemoryError("no room"), JobError, "^cpu is full: .*no room$"),
+        (torch.AcceleratorError("assert"), DeviceLostError, "^cpu cannot go on: .*assert$"),
+        (RuntimeError("shapes"), RuntimeError, "^shapes$"),
+    ],
+)
+def test_errors_of_the_device_say_what_they_mean(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: RuntimeError,
+    kind: type[Exception],
+    message: str,
+) -> None:
+    captioner = load_captioner(str(folder), device="cpu", dtype="float32", backend="transformers")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(captioner, "_caption", fail)
+    with pytest.raises(kind, match=message):
+        captioner.generate(_IMAGES[:1], _GREEDY)
 
 
 def test_an_unknown_backend_is_refused(folder: Path) -> None:

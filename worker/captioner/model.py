@@ -44,7 +44,11 @@ class CaptionModel(Protocol):
     def generate(
         self, images: Sequence[NDArray[np.uint8]], options: Sequence[GenerationOptions]
     ) -> Sequence[Sequence[Generated]]:
-        """Captions of each image, best first. The images are only lent, and not to be changed."""
+        """Captions of each image, best first. The images are only lent, and not to be changed.
+
+        Raises:
+            DeviceLostError: no more can be captioned in this process; the engine starts another.
+        """
         ...
 
     def close(self) -> None:

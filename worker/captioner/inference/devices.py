@@ -1,4 +1,4 @@
-"""Where a model runs, and in which floating-point type."""
+"""Where a model runs, in which floating-point type, and what errors of that device mean."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import re
 
 import torch
 
-from captioner.errors import ModelLoadError
+from captioner.errors import DeviceLostError, ErrorCode, JobError, ModelLoadError, describe
 
+#: What the CPU's allocator, CUDA and its library for products say, without a type of its own.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 _DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -54,6 +60,17 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
             f"not {name!r}"
         )
     return _DTYPES[name]
+
+
+def device_error(error: RuntimeError, device: torch.device) -> JobError | DeviceLostError | None:
+    """What an error means, if it is one of the device: that it is full, or lost to this process."""
+    if isinstance(error, torch.OutOfMemoryError) or any(
+        said in str(error) for said in _OUT_OF_MEMORY
+    ):
+        return JobError(ErrorCode.OUT_OF_MEMORY, f"{device} is full: {describe(error)}")
+    if isinstance(error, torch.AcceleratorError):
+        return DeviceLostError(f"{device} cannot go on: {describe(error)}")
+    return None
 
 
 def dtype_name(dtype: torch.dtype) -> str:

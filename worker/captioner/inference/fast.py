@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captioner.domain import ModelInfo
-from captioner.errors import DeviceLostError, ErrorCode, JobError, describe
+from captioner.errors import DeviceLostError
 from captioner.inference.acceleration import accelerate
 from captioner.inference.captioner import (
     GeneratedCaption,
@@ -21,7 +21,7 @@ from captioner.inference.captioner import (
 )
 from captioner.inference.captions import Generated, Request
 from captioner.inference.checkpoint import Checkpoint
-from captioner.inference.devices import dtype_name
+from captioner.inference.devices import device_error, dtype_name
 from captioner.inference.fused_weights import load_blip
 from captioner.inference.generate import generate
 from captioner.inference.normalisation import prepare
@@ -32,12 +32,6 @@ from captioner.options import GenerationOptions
 #: Images encoded at once. More gain nothing, their activations would fill the memory, and a GPU
 #: would wait until all of them are stacked.
 _ENCODED_AT_ONCE = 32
-#: What the CPU's allocator, CUDA and its library for products say, without a type of its own.
-_OUT_OF_MEMORY = (
-    "DefaultCPUAllocator",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,17 +124,17 @@ class FastCaptioner:
         try:
             return self._caption_at_once(jobs)
         except RuntimeError as error:
-            reason = describe(error)
-            if not _is_out_of_memory(error):
-                if isinstance(error, torch.AcceleratorError):
-                    raise DeviceLostError(f"{self._device} cannot go on: {reason}") from error
+            meant = device_error(error, self._device)
+            if meant is None:
                 raise
+            if isinstance(meant, DeviceLostError):
+                raise meant from error
         # Not within `except`: there the error still holds the memory that was too much.
         if self._device.type == "cuda":
             self._runner.release()
             torch.cuda.empty_cache()
         if len(jobs) == 1:
-            raise JobError(ErrorCode.OUT_OF_MEMORY, f"{self._device} is full: {reason}")
+            raise meant
         half = len(jobs) // 2
         return self._caption(jobs[:half]) + self._caption(jobs[half:])
 
@@ -187,10 +181,3 @@ class FastCaptioner:
             score=generated.log_probability / len(tokens),
             beam_score=generated.beam_score,
         )
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """True where PyTorch says so in the type, and others in the text."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        said in str(error) for said in _OUT_OF_MEMORY
-    )

@@ -15,10 +15,10 @@ from transformers import BlipForConditionalGeneration, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from captioner.domain import ModelInfo
-from captioner.errors import ErrorCode, JobError, ModelLoadError, describe
+from captioner.errors import ModelLoadError, describe
 from captioner.inference.captioner import GeneratedCaption, check_groups, options_per_image
 from captioner.inference.checkpoint import Checkpoint
-from captioner.inference.devices import dtype_name
+from captioner.inference.devices import device_error, dtype_name
 from captioner.inference.pixels import Picture, normalise, resize
 from captioner.inference.tokenizer import load_tokenizer
 from captioner.options import GenerationOptions
@@ -105,10 +105,11 @@ class ReferenceCaptioner:
                     self._caption(model, group, one)
                     for group, one in zip(groups, each, strict=True)
                 ]
-        except torch.OutOfMemoryError as error:
-            raise JobError(
-                ErrorCode.OUT_OF_MEMORY, f"{self._device} is full: {describe(error)}"
-            ) from None
+        except RuntimeError as error:
+            meant = device_error(error, self._device)
+            if meant is None:
+                raise
+            raise meant from None
 
     def close(self) -> None:
         """See `Captioner.close`."""
