@@ -254,12 +254,16 @@ def test_an_error_of_the_device_is_no_answer_of_the_model(
 ) -> None:
     model = load(folder)
 
-    def broken(_: object) -> None:
+    tried: list[int] = []
+
+    def broken(jobs: list[Any]) -> None:
+        tried.append(len(jobs))
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
     monkeypatch.setattr(model, "_caption_at_once", broken)
     with pytest.raises(DeviceLostError, match=r"^cpu cannot go on: .*device-side assert triggered"):
         model.generate(pictures(2), OPTIONS)
+    assert tried == [2]  # and no half of it: there is no use
 
 
 def never_end(weights: dict[str, Tensor]) -> None:
