@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,16 @@ def test_joint_captions(folder: Path) -> None:
     assert _tokens(found) == _tokens(expected)
 
 
+def test_models_share_the_work_space_of_recording(folder: Path) -> None:
+    def allocated() -> int:
+        _load(folder, "float16").generate(_IMAGES, _OPTIONS)
+        gc.collect()
+        return torch.cuda.memory_allocated()
+
+    first = allocated()
+    assert [allocated() for _ in range(3)] == [first] * 3
+
+
 def test_samples_are_those_of_the_cpu(folder: Path) -> None:
     options = GenerationOptions(num_beams=1, do_sample=True, seed=5, num_return_sequences=3)
     on_gpu, on_cpu = _load(folder, "float64"), _load(folder, "float64", "cpu")
@@ -83,11 +94,30 @@ def test_samples_are_those_of_the_cpu(folder: Path) -> None:
 
 
 def test_closing_gives_graphs_and_buffers_back(folder: Path) -> None:
+    _load(folder, "float16").generate(_IMAGES, _OPTIONS)  # libraries' work spaces stay
+    gc.collect()
     before = torch.cuda.memory_allocated()
     model = _load(folder, "float16")
     model.generate(_IMAGES, _OPTIONS)
     model.close()
     assert torch.cuda.memory_allocated() <= before
+
+
+def test_recordings_are_made_anew_after_memory_has_run_out(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = _load(folder, "float16")
+    expected = _tokens(model.generate(_IMAGES, _OPTIONS))
+    runner = model._runner
+    # What an error holds on to until it is forgotten.
+    held = [result for one in runner._kept.values() for _, result in one.recordings.values()]
+    assert held
+    runner.release()
+    torch.cuda.empty_cache()
+    with caplog.at_level(logging.WARNING):
+        assert _tokens(model.generate(_IMAGES, _OPTIONS)) == expected
+    assert not caplog.records
+    assert any(buffers.recordings for buffers in runner._kept.values())
 
 
 def test_memory_does_not_grow(folder: Path) -> None:

@@ -34,9 +34,9 @@ from captioner.inference.runners import EagerRunner, Work
 
 _logger = logging.getLogger(__name__)
 
-#: Image states in one set of buffers, 64 images' of BLIP-large (1.4 GB in float16); with more, or
+#: Image states in one set of buffers, 256 images' of BLIP-large (5.4 GB in float16); with more, or
 #: with more captions of each, steps are no longer bound by launches.
-_MOST_STATES = 64 * 577
+_MOST_STATES = 256 * 577
 _MOST_CAPTIONS = 8
 #: Slots are rounded up to a multiple, so that requests of different lengths share buffers.
 _SLOTS = 32
@@ -117,7 +117,7 @@ class GraphRunner:
         """`record` is `RecordOnCuda` or, in tests, a stand-in that needs no CUDA."""
         self.model = model
         self._eager = EagerRunner(model)
-        self._record = record or RecordOnCuda()
+        self._record = record or RecordOnCuda(model.vision.positions.device)
         self._encoder = RecordedEncoder(model.vision, self._record)
         self._kept: OrderedDict[tuple[int, ...], _Buffers] = OrderedDict()
         self._current: _Buffers | None = None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captioner.errors import describe
 from captioner.inference.blip import VisionEncoder
-from captioner.inference.recordings import Record, RecordOnCuda, checked, next_power_of_two
+from captioner.inference.recordings import Record, checked, next_power_of_two
 
 _logger = logging.getLogger(__name__)
 
@@ -24,9 +24,9 @@ _MOST_IMAGES = 8
 class RecordedEncoder:
     """Gives what the encoder gives."""
 
-    def __init__(self, encoder: VisionEncoder, record: Record | None = None) -> None:
+    def __init__(self, encoder: VisionEncoder, record: Record) -> None:
         """`record` is `RecordOnCuda` or, in tests, a stand-in that needs no CUDA."""
-        self._encoder, self._record = encoder, record or RecordOnCuda()
+        self._encoder, self._record = encoder, record
         #: By number of rows: input, what runs the encoder, its output.
         self._recordings: dict[int, tuple[Tensor, Callable[[], None], Tensor]] = {}
         self._works = True

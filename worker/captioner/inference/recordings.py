@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -17,22 +19,37 @@ _TOLERANCE = 1e-2
 class RecordOnCuda:
     """Records functions as CUDA graphs; see `Record`."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         """They share memory for what they compute in between: one runs at a time."""
+        self._device = device
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """Run it once, and record it."""
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # has no types
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            run()  # libraries set up their work space at the first run, which cannot be recorded
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        # The other threads' business with the device is not to end the recording.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = run()
+        with torch.cuda.device(self._device):
+            aside, current = _aside(self._device), torch.cuda.current_stream()
+            aside.wait_stream(current)
+            with torch.cuda.stream(aside):
+                run()  # libraries set up their work space at the first run, which is not recorded
+            current.wait_stream(aside)
+            if not self._graphs:
+                # PyTorch refuses memory whose graphs are all gone while a tensor still lies there.
+                self._pool = torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            self._graphs.add(graph)
+            # The other threads' business with the device is not to end the recording.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"
+            ):
+                result = run()
         return graph.replay, result
+
+
+@cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    """Always the same: for each stream cuBLAS keeps a work space of its own, 32 MiB on an H200."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # has no types
 
 
 def checked(
