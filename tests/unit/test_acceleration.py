@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -263,7 +264,12 @@ def test_folded_normalisation_is_normalisation_first(settings: PixelSettings) ->
 def test_half_types_take_pixels_exactly(checkpoint: Path, dtype: str) -> None:
     model: Any = load_captioner(str(checkpoint), device="cpu", dtype=dtype, backend="fast")
     picture = (np.arange(32 * 32 * 3) % 256).astype(np.uint8).reshape(32, 32, 3)
-    found = model.model_input([picture, picture[::-1]])
+    read_only = picture.copy()
+    read_only.flags.writeable = False
+    pictures = [picture, picture[::-1], picture[:, ::-1], read_only, picture.transpose(1, 0, 2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = model.model_input(pictures)
     assert found.dtype == getattr(torch, dtype)
-    wanted = np.stack([picture, picture[::-1]]).astype(np.int64) - PIXEL_ZERO
+    wanted = np.stack(pictures).astype(np.int64) - PIXEL_ZERO
     assert found.long().tolist() == wanted.tolist()

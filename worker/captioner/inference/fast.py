@@ -165,7 +165,10 @@ class FastCaptioner:
         # Pinned, the next images are stacked while these are on their way.
         pinned = self._device.type == "cuda"
         stacked = torch.empty(len(pixels), *pixels[0].shape, dtype=torch.uint8, pin_memory=pinned)
-        np.stack(pixels, out=stacked.numpy())
+        for place, picture in zip(stacked, pixels, strict=True):
+            # PyTorch copies on several threads, but wants arrays that could be written, and plain.
+            plain = picture.flags.writeable and picture.flags.c_contiguous
+            place.copy_(torch.from_numpy(picture if plain else np.array(picture, order="C")))
         on_device = stacked.to(self._device, non_blocking=True)
         return prepare(on_device, self._dtype, self._pixels)
 
