@@ -3,13 +3,14 @@
 On CPUs, freed memory is kept, and in bfloat16 there are oneDNN's own linear layers, with weights
 laid out as its kernels read them, GELU and residual sums applied while the product is still in the
 cache, and attention for few queries. On CUDA the decoder's steps, and the encoder for few images,
-are recorded and replayed. In half types the encoder's attention is the kernel that a short
-measurement finds fastest.
+are recorded and replayed, and in half types some layers have kernels of ours. In half types the
+encoder's attention is the kernel that a short measurement finds fastest.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 import os
 import sys
@@ -20,12 +21,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from captioner.errors import describe
 from captioner.inference.attention import fastest_attention
 from captioner.inference.blip import Blip, GeluLinear, TextLayer, VisionLayer
 from captioner.inference.cuda_graphs import GraphRunner
+from captioner.inference.fused_layers import WidenedLinear, fuse
+from captioner.inference.kernels import CudaKernels
 from captioner.inference.runners import EagerRunner, Runner
 from captioner.inference.unprojected import FewQueries, UnprojectedRunner
 
+_logger = logging.getLogger(__name__)
+
+_HALF = (torch.float16, torch.bfloat16)
 #: Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**30
@@ -54,11 +61,27 @@ def accelerate(model: Blip) -> Runner:
             _pack(model.vision, _ROWS_OF_IMAGES)
             _pack(model.text, _ROWS_OF_TOKENS)
             runner = UnprojectedRunner(model)
-    if weight.dtype in (torch.float16, torch.bfloat16):
+    if weight.dtype in _HALF:
         _choose_attention(model)
     if weight.device.type == "cuda":
+        if weight.dtype in _HALF:
+            _use_own_kernels(model)
         return GraphRunner(model)
     return runner
+
+
+def _use_own_kernels(model: Blip) -> None:
+    """On CUDA, in a half type: layers with kernels of ours, where those can be had."""
+    words = model.text.words.weight.detach()
+    # The sums stay float32, which is what breaks ties; the weight is rounded like all others.
+    vocabulary = WidenedLinear(words, model.text.vocabulary.bias.detach())
+    try:
+        vocabulary(words[:1])
+        model.text.vocabulary = vocabulary  # type: ignore[assignment]
+        model.text.head_dtype = words.dtype
+        fuse(model, CudaKernels(words.device, words.dtype))
+    except (ImportError, RuntimeError, TypeError) as error:
+        _logger.warning("running with PyTorch's kernels alone, slower: %s", describe(error))
 
 
 def keep_freed_memory(*, keep: bool = True) -> None:
