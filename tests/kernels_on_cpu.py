@@ -12,9 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from captioner.inference import kernels
+from captioner.inference import kernels, nvrtc
 
 COMPILER = shutil.which("g++")
 
@@ -38,13 +36,13 @@ class KernelsOnCpu(kernels.CudaKernels):
         self,
         name: str,
         defines: tuple[str, ...],
-        blocks: tuple[int, int, int],
-        arguments: tuple[Tensor | float | None, ...],
+        blocks: nvrtc.Blocks,
+        arguments: tuple[nvrtc.Argument, ...],
     ) -> None:
         count, threads, shared_bytes = blocks
         assert shared_bytes <= 48 * 1024
         run = getattr(_library((*defines, *self._defines)), f"launch_{name}")
-        values = [kind(value) for value, kind in map(kernels._parameter, arguments)]
+        values = [kind(value) for value, kind in map(nvrtc.parameter, arguments)]
         run(ctypes.c_uint(count), ctypes.c_uint(threads), *values)
 
 

@@ -44,7 +44,7 @@ def _trial(model: Blip, kernels: Kernels) -> list[Tensor]:
 
     results = []
     for width in filter(suits_norm, {len(weight), len(text.norm.weight)}):
-        total = torch.empty_like(numbers(_TRIED, width))
+        total = torch.full((_TRIED, width), torch.nan).to(weight)  # not what was there before
         norm = (numbers(width), numbers(width), 1e-5, total)
         results += [kernels.add_norm(numbers(_TRIED, width), numbers(_TRIED, width), *norm), total]
     heads, states = text.heads, len(model.vision.positions)

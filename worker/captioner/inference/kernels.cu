@@ -1,5 +1,5 @@
 // Three pieces of the model as CUDA kernels of our own, where PyTorch's take several or are made for
-// other shapes. kernels.py compiles this when a model is loaded, and defines:
+// other shapes. nvrtc.py compiles this as it is needed; kernels.py calls it, and defines:
 //
 //   BFLOAT16   where numbers are that, else they are float16
 //   WIDTH      of what `add_norm` normalises

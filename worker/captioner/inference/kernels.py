@@ -1,20 +1,14 @@
-"""CUDA kernels of our own: kernels.cu compiled for the device at hand, and launched.
-
-What compiles and launches them, NVIDIA's `cuda-bindings` and NVRTC, comes with PyTorch's builds for
-CUDA, and takes 0.1 s a kernel; no compiler need be installed.
-"""
+"""CUDA kernels of our own: what kernels.cu computes, for which shapes, and how it is called."""
 
 from __future__ import annotations
 
-import ctypes
 import math
-from functools import cache
-from importlib import import_module
-from importlib.resources import files
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from captioner.inference.nvrtc import Argument, Blocks, launch, require_nvrtc
 
 #: Numbers that are read at a time.
 _PACK = 8
@@ -107,7 +101,7 @@ class CudaKernels:
         """
         self._device = device
         self._defines = ("-DBFLOAT16",) if dtype == torch.bfloat16 else ()
-        import_module("cuda.bindings.nvrtc")
+        require_nvrtc()
 
     def add_norm(
         self,
@@ -166,21 +160,13 @@ class CudaKernels:
         self,
         name: str,
         defines: tuple[str, ...],
-        blocks: tuple[int, int, int],
-        arguments: tuple[Tensor | float | None, ...],
+        blocks: Blocks,
+        arguments: tuple[Argument, ...],
     ) -> None:
-        """Queue a kernel; `blocks` are their number, and the threads and shared bytes of each."""
-        driver = import_module("cuda.bindings.driver")
-        with torch.cuda.device(self._device):
-            kernel = _kernel(name, (*defines, *self._defines), str(self._device))
-            stream = torch.cuda.current_stream().cuda_stream
-            count, threads, shared_bytes = blocks
-            shape = (count, 1, 1, threads, 1, 1, shared_bytes, stream)
-            parameters = tuple(zip(*map(_parameter, arguments), strict=True))
-            _check(driver.cuLaunchKernel(kernel, *shape, parameters, 0))
+        launch(name, (*defines, *self._defines), self._device, blocks, arguments)
 
 
-def _blocks(name: str, count: int, queries: int, states: int, size: int) -> tuple[int, int, int]:
+def _blocks(name: str, count: int, queries: int, states: int, size: int) -> Blocks:
     return count, _THREADS[name], _scores_bytes(name, queries, states, size)
 
 
@@ -193,62 +179,3 @@ def _scores_bytes(name: str, queries: int, states: int, size: int) -> int:
 def _scale(size: int) -> float:
     """Of the products of queries and keys, for powers of two instead of e."""
     return 1 / (math.sqrt(size) * math.log(2))
-
-
-def _parameter(argument: Tensor | float | None) -> tuple[object, type]:
-    """A value and its type, as they are passed to a kernel."""
-    if isinstance(argument, Tensor):
-        return argument.data_ptr(), ctypes.c_void_p
-    if argument is None:
-        return 0, ctypes.c_void_p
-    return argument, ctypes.c_longlong if isinstance(argument, int) else ctypes.c_float
-
-
-@cache
-def _kernel(name: str, defines: tuple[str, ...], device: str) -> Any:
-    driver = import_module("cuda.bindings.driver")
-    return _check(driver.cuModuleGetFunction(_module(defines, device), name.encode()))
-
-
-@cache
-def _module(defines: tuple[str, ...], device: str) -> Any:
-    """What kernels.cu has with these definitions, on the current device, which `device` names."""
-    driver = import_module("cuda.bindings.driver")
-    major, minor = torch.cuda.get_device_capability(device)
-    return _check(driver.cuModuleLoadData(compile_kernels(defines, f"sm_{major}{minor}")))
-
-
-def compile_kernels(defines: tuple[str, ...], architecture: str) -> bytes:
-    """Machine code for what kernels.cu has with these definitions; needs no device.
-
-    Raises:
-        RuntimeError: there is no NVRTC, or it refuses.
-    """
-    nvrtc = import_module("cuda.bindings.nvrtc")
-    source = files("captioner.inference").joinpath("kernels.cu").read_bytes()
-    program = _check(nvrtc.nvrtcCreateProgram(source, b"kernels.cu", 0, [], []))
-    options = [f"--gpu-architecture={architecture}".encode(), *(one.encode() for one in defines)]
-    if int(nvrtc.nvrtcCompileProgram(program, len(options), options)[0]):
-        log = bytearray(_check(nvrtc.nvrtcGetProgramLogSize(program)))
-        _check(nvrtc.nvrtcGetProgramLog(program, log))
-        raise RuntimeError(f"kernels.cu does not compile: {log.decode().strip()}")
-    code = bytearray(_check(nvrtc.nvrtcGetCUBINSize(program)))
-    _check(nvrtc.nvrtcGetCUBIN(program, code))
-    _check(nvrtc.nvrtcDestroyProgram(program))
-    return bytes(code)
-
-
-def _check(result: tuple[Any, ...]) -> Any:
-    """What a call of `cuda-bindings` gives beside its status.
-
-    Raises:
-        torch.AcceleratorError: as PyTorch raises it, and with its words.
-    """
-    status, *rest = result
-    if not int(status):
-        return rest[0] if rest else None
-    driver = import_module("cuda.bindings.driver")
-    said = status.name
-    if isinstance(status, driver.CUresult):
-        said = driver.cuGetErrorString(status)[1].decode()
-    raise torch.AcceleratorError(f"CUDA error: {said}")
