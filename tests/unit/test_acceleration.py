@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from captioner.inference import acceleration, load_captioner
 from captioner.inference.acceleration import (
+    Float16Weight,
     PackedLinear,
     _onednn_has_bfloat16,
     accelerate,
@@ -196,7 +197,22 @@ def test_in_bfloat16_every_linear_layer_is_packed(checkpoint: Path) -> None:
     assert isinstance(accelerate(model), UnprojectedRunner)
     assert linear_layers(model) == set()
     packed = {name for name, one in model.named_modules() if isinstance(one, PackedLinear)}
-    assert packed == before
+    assert packed == before - {"text.vocabulary"}
+    assert isinstance(model.text.vocabulary, Float16Weight)
+
+
+@onednn_bfloat16
+@pytest.mark.parametrize("error", [AttributeError, RuntimeError])
+def test_without_fbgemm_the_last_layer_is_packed_like_the_others(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def missing(*_: object) -> None:
+        raise error("no FBGEMM")
+
+    monkeypatch.setattr(torch.ops.quantized, "linear_prepack_fp16", missing, raising=False)
+    model = blip(checkpoint, torch.bfloat16)
+    accelerate(model)
+    assert isinstance(model.text.vocabulary, PackedLinear)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
@@ -226,13 +242,15 @@ def test_the_word_head_is_float32_in_bfloat16(half: Any, checkpoint: Path) -> No
     assert found.dtype == torch.float32
     rounded = found.to(torch.bfloat16).float()
     assert (found != rounded).float().mean() > 0.9
-    # And its weights are those of the file, not the rounded ones of the embedding.
+    # And its weights are those of the file, not the embedding's of eight bits: of eleven, or whole.
     tensors = load_file(checkpoint / "model.safetensors")
     words = tensors["text_decoder.bert.embeddings.word_embeddings.weight"]
     bias = tensors["text_decoder.cls.predictions.bias"]
     last = decoder.norm_transform(decoder.transform(x))
     assert last.dtype == torch.bfloat16
-    exact = functional.linear(last.float(), words, bias)
+    plain = isinstance(decoder.vocabulary, nn.Linear)
+    kept = words if plain else words.half().float()
+    exact = functional.linear(last.float(), kept, bias)
     assert torch.allclose(found, exact, rtol=0, atol=1e-5)
 
 

@@ -10,7 +10,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend
 
 from captioner.inference import attention
-from captioner.inference.blip import Attention
+from captioner.inference.blip import Attention, Tokens, attend_tokens
+from captioner.inference.captions import additive
 
 SHAPE = (2, 3, 50, 16)
 CPU = torch.device("cpu")
@@ -49,6 +50,27 @@ def test_few_queries_as_two_products() -> None:
     found = attention.attend_few(query[:, :, :3], key, value)
     expected = functional.scaled_dot_product_attention(query[:, :, :3], key, value)
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("queries", [1, 3, 5, 6, 12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_tokens_as_two_products(queries: int, dtype: torch.dtype) -> None:
+    """More of them go PyTorch's way; the cache takes all."""
+    generator = torch.Generator().manual_seed(1)
+    joined = torch.randn(2, queries, 3 * 4 * 8, generator=generator).to(dtype)
+    caches = torch.randn(2, 2, 4, 20, 8, generator=generator).to(dtype)
+    slots = torch.randperm(20, generator=generator)[:queries]
+    sees = torch.rand(2, queries, 20, generator=generator) > 0.5
+    sees[..., slots[0]] = True
+    nothing = torch.empty(0)
+    tokens = Tokens(nothing, nothing, slots, additive(sees, dtype))
+    ours, theirs = caches.clone(), caches.clone()
+    found = attention.attend_few_tokens(joined, tokens, ours[0], ours[1])
+    expected = attend_tokens(joined, tokens, theirs[0], theirs[1])
+    assert torch.equal(ours, theirs)
+    assert found.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    assert torch.allclose(found, expected, atol=tolerance, rtol=tolerance)
 
 
 def test_kernels_for_other_devices_are_passed_over() -> None:
