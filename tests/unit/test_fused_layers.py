@@ -137,6 +137,20 @@ def test_each_norm_has_its_own_epsilon(checkpoint: str) -> None:
     assert len(set(found)) == 2
 
 
+@pytest.mark.parametrize("offset", [0, 1, 8])
+def test_parameters_lie_where_kernels_can_read_them(offset: int) -> None:
+    """A kernel that reads 16 bytes from elsewhere ends the process's use of the device."""
+    norm = nn.LayerNorm(32, dtype=torch.float16)
+    memory = torch.randn(3, 64).half()
+    norm.weight = nn.Parameter(memory[0, offset : offset + 32], requires_grad=False)
+    norm.bias = nn.Parameter(memory[1, 2 * offset : 2 * offset + 32], requires_grad=False)
+    fused = SummingNorm(norm, PlainKernels(), keeps_sum=False)
+    for found, expected in ((fused.weight, norm.weight), (fused.bias, norm.bias)):
+        assert torch.equal(found, expected)
+        assert found.data_ptr() % 16 == 0
+        assert (found is expected) == (expected.data_ptr() % 16 == 0)
+
+
 def test_image_states_are_projected_to_where_they_stay() -> None:
     model = blip("demo")
     layer = next(iter(model.text.layers))

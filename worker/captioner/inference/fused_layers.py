@@ -27,6 +27,7 @@ from captioner.inference.kernels import Kernels, suits_attention, suits_norm
 
 #: See `FewQueries`.
 _MOST_CAPTIONS = 5
+_READ_BYTES = 16
 
 
 def fuse(model: Blip, kernels: Kernels) -> None:
@@ -95,7 +96,7 @@ class SummingNorm(nn.Module):
     def __init__(self, norm: nn.LayerNorm, kernels: Kernels, *, keeps_sum: bool) -> None:
         """Its parameters are shared; `keeps_sum` says whether anybody reads the sum itself."""
         super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.weight, self.bias, self.eps = aligned(norm.weight), aligned(norm.bias), norm.eps
         self._kernels, self._keeps_sum = kernels, keeps_sum
 
     def forward(self, x: Tensor | Sum) -> Tensor:
@@ -105,6 +106,13 @@ class SummingNorm(nn.Module):
             return self._kernels.add_norm(x.contiguous(), None, *norm, None)
         total = x.room() if self._keeps_sum else None
         return self._kernels.add_norm(x.stream.contiguous(), x.change, *norm, total)
+
+
+def aligned(parameter: nn.Parameter) -> nn.Parameter:
+    """The same at an address that kernels read 16 bytes from, as almost every one is."""
+    if parameter.data_ptr() % _READ_BYTES == 0:
+        return parameter
+    return nn.Parameter(parameter.detach().clone(), requires_grad=False)
 
 
 class WidenedLinear(nn.Module):
