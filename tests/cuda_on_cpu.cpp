@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <random>
 #include <vector>
@@ -27,7 +28,7 @@ struct Index {
     unsigned x;
 };
 static Index threadIdx, blockIdx, blockDim;
-static float scores[12 * 1024];  // 48 KiB
+static float scores[12 * 1024];  // 48 KiB, of which a launch asks for some
 
 static float __uint_as_float(unsigned bits) {
     float x;
@@ -81,9 +82,12 @@ static float __shfl_xor_sync(unsigned, float x, int distance) {
 
 #include KERNELS
 
-// Every block of a grid, each with fresh garbage in shared memory.
-static void launch(unsigned blocks, unsigned threads, std::function<void()> kernel) {
+// Every block of a grid, each with garbage where the scores will be. Whether none has written beyond
+// the shared memory that was asked for.
+static bool launch(
+    unsigned blocks, unsigned threads, unsigned shared_bytes, std::function<void()> kernel) {
     constexpr size_t STACK_BYTES = 64 * 1024;
+    bool within = true;
     body = std::move(kernel);
     std::minstd_rand chance;
     blockDim.x = threads;
@@ -107,31 +111,34 @@ static void launch(unsigned blocks, unsigned threads, std::function<void()> kern
                 ended += fibers[thread].ended;
             }
         }
+        for (size_t i = shared_bytes / sizeof *scores; i < std::size(scores); i++)
+            within &= std::isnan(scores[i]);
     }
+    return within;
 }
 
 extern "C" {
 #ifdef WIDTH
-void launch_add_norm(
-    unsigned blocks, unsigned threads, uint4 *stream, uint4 *change, uint4 *weight, uint4 *bias,
+bool launch_add_norm(
+    unsigned blocks, unsigned threads, unsigned shared_bytes, uint4 *stream, uint4 *change, uint4 *weight, uint4 *bias,
     uint4 *sum, uint4 *normalised, float epsilon) {
-    launch(blocks, threads, [=] { add_norm(stream, change, weight, bias, sum, normalised, epsilon); });
+    return launch(blocks, threads, shared_bytes, [=] { add_norm(stream, change, weight, bias, sum, normalised, epsilon); });
 }
 #endif
 #ifdef QUERIES
-void launch_attend_image(
-    unsigned blocks, unsigned threads, uint4 *query, uint4 *keys, uint4 *values, number *out,
+bool launch_attend_image(
+    unsigned blocks, unsigned threads, unsigned shared_bytes, uint4 *query, uint4 *keys, uint4 *values, number *out,
     long long heads, long long states, long long image_stride, long long head_stride,
     long long state_stride, float scale) {
-    launch(blocks, threads, [=] {
+    return launch(blocks, threads, shared_bytes, [=] {
         attend_image(
             query, keys, values, out, heads, states, image_stride, head_stride, state_stride, scale);
     });
 }
-void launch_attend_tokens(
-    unsigned blocks, unsigned threads, uint4 *joined, uint4 *keys, uint4 *values, long long *places,
+bool launch_attend_tokens(
+    unsigned blocks, unsigned threads, unsigned shared_bytes, uint4 *joined, uint4 *keys, uint4 *values, long long *places,
     number *mask, number *out, long long heads, long long slots, float scale) {
-    launch(blocks, threads, [=] {
+    return launch(blocks, threads, shared_bytes, [=] {
         attend_tokens(joined, keys, values, places, mask, out, heads, slots, scale);
     });
 }

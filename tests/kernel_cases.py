@@ -126,6 +126,21 @@ def test_attention_to_tokens(make: Make, device: torch.device, queries: int, slo
     assert_close(found, attention(query, new_keys, new_values, mask))
 
 
+@pytest.mark.parametrize(("queries", "slots"), [(8, 1504), (5, 2432), (3, 4064)])
+def test_as_many_slots_as_fit(make: Make, device: torch.device, queries: int, slots: int) -> None:
+    """Slots come in multiples of 32; more of them do not suit."""
+    assert suits_attention(queries, slots, 64)
+    assert not suits_attention(queries, slots + 32, 64)
+    joined = numbers(1, queries, 3, 1, 64, device=device, seed=1)
+    keys, values = (numbers(1, 1, slots, 64, device=device, seed=seed) for seed in (2, 3))
+    places = torch.arange(slots - queries, slots, device=device)
+    mask = torch.zeros(1, 1, queries, slots, device=device, dtype=HALF)
+    found = make(HALF).attend_tokens(joined.flatten(2), places, mask, keys, values)
+    query = joined[:, :, 0].transpose(1, 2)
+    assert_close(found, attention(query, keys, values))
+    assert_close(make(HALF).attend_image(query, keys, values), attention(query, keys, values))
+
+
 def test_a_first_token_sees_itself_alone(make: Make, device: torch.device) -> None:
     """Slots that nobody has written to hold whatever was there, infinity for instance."""
     joined = numbers(2, 1, 3, 3, 64, device=device, seed=1)

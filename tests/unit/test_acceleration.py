@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from captioner.inference import acceleration, load_captioner
+from captioner.errors import ModelLoadError
+from captioner.inference import acceleration, fast, load_captioner
 from captioner.inference.acceleration import (
     Float16Weight,
     PackedLinear,
@@ -26,6 +27,7 @@ from captioner.inference.acceleration import (
 )
 from captioner.inference.blip import Blip, GeluLinear, ResidualLinear
 from captioner.inference.checkpoint import open_checkpoint
+from captioner.inference.fused_layers import WidenedLinear
 from captioner.inference.fused_weights import load_blip
 from captioner.inference.normalisation import PIXEL_ZERO, fold_normalisation
 from captioner.inference.pixels import PixelSettings
@@ -213,6 +215,28 @@ def test_without_fbgemm_the_last_layer_is_packed_like_the_others(
     model = blip(checkpoint, torch.bfloat16)
     accelerate(model)
     assert isinstance(model.text.vocabulary, PackedLinear)
+
+
+def test_a_device_that_is_full_is_told_when_a_model_is_loaded(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Blip) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(fast, "accelerate", full)
+    with pytest.raises(ModelLoadError, match=r"does not fit cpu: .*CUDA out of memory"):
+        load_captioner(str(checkpoint), device="cpu", dtype="float32")
+
+
+def test_too_little_memory_for_kernels_is_not_taken_for_no_kernels(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(WidenedLinear, "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        acceleration._use_own_kernels(blip(checkpoint, torch.float16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])

@@ -129,6 +129,26 @@ def test_few_sets_of_buffers_are_kept(folder: Path, monkeypatch: pytest.MonkeyPa
     assert not model._runner._kept
 
 
+def test_buffers_of_many_images_are_kept_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "_MOST_STATES", 8 * 17)
+    model = load(folder, StandIn())
+
+    def kept_after(images: int, beams: int) -> list[tuple[int, int]]:
+        options = GenerationOptions(num_beams=beams, max_new_tokens=4)
+        model.generate(pictures(images), options)
+        return [(key[0], len(one.states)) for key, one in model._runner._kept.items()]
+
+    assert model.model.vision.positions.shape[0] == 17
+    assert kept_after(2, 1) == [(1, 2)]
+    assert kept_after(4, 2) == [(1, 2), (2, 4)]
+    assert kept_after(2, 3) == [(1, 2), (2, 4), (3, 2)]
+    assert kept_after(4, 4) == [(3, 2), (4, 4)]
+    assert kept_after(7, 2) == [(2, 8)]
+    assert kept_after(1, 1) == [(1, 1)]
+
+
 def fails(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
     raise RuntimeError("operation not permitted when stream is capturing")
 

@@ -99,12 +99,14 @@ def test_captions_are_the_same(checkpoint: str, recorded: bool) -> None:
     fused, kernels = load(), Counting()
     fuse(fused.model, kernels)
     kernels.forget()  # the trial
-    runner = GraphRunner(fused.model, StandIn()) if recorded else EagerRunner(fused.model)
+    stand_in = StandIn()
+    runner: Any = GraphRunner(fused.model, stand_in) if recorded else EagerRunner(fused.model)
     fused._runner = runner
     expected = load().generate(PICTURES, OPTIONS)
     for _ in range(2):  # the second time on recordings alone
         assert fused.generate(PICTURES, OPTIONS) == expected
     assert kernels.norms
+    assert not recorded or (runner._works and stand_in.replayed > stand_in.recorded > 0)
     if checkpoint == "demo":
         # For one caption, and for more than five, PyTorch's attention to images is as fast.
         assert 3 in kernels.image_queries

@@ -49,7 +49,11 @@ _IMAGES_TIMED = 8
 
 
 def accelerate(model: Blip) -> Runner:
-    """Prepare a loaded model for its device and type, and say what is to run it."""
+    """Prepare a loaded model for its device and type, and say what is to run it.
+
+    Raises:
+        torch.OutOfMemoryError: the device is full.
+    """
     weight = model.vision.patches.weight
     runner: Runner = EagerRunner(model)
     if weight.device.type == "cpu":
@@ -73,7 +77,11 @@ def accelerate(model: Blip) -> Runner:
 
 
 def _use_own_kernels(model: Blip) -> None:
-    """On CUDA, in a half type: layers with kernels of ours, where those can be had."""
+    """On CUDA, in a half type: layers with kernels of ours, where those can be had.
+
+    Raises:
+        torch.OutOfMemoryError: the device is full.
+    """
     words = model.text.words.weight.detach()
     # The sums stay float32, which is what breaks ties; the weight is rounded like all others.
     vocabulary = WidenedLinear(words, model.text.vocabulary.bias.detach())
@@ -82,6 +90,8 @@ def _use_own_kernels(model: Blip) -> None:
         model.text.vocabulary = vocabulary  # type: ignore[assignment]
         model.text.head_dtype = words.dtype
         fuse(model, CudaKernels(words.device, words.dtype))
+    except torch.OutOfMemoryError:  # which may be over the next time
+        raise
     except (ImportError, RuntimeError, TypeError) as error:
         _logger.warning("running with PyTorch's kernels alone, slower: %s", describe(error))
 

@@ -34,7 +34,7 @@ from captioner.inference.runners import EagerRunner, Work
 
 _logger = logging.getLogger(__name__)
 
-#: Image states in one set of buffers, 256 images' of BLIP-large (5.4 GB in float16); with more, or
+#: Image states in all sets of buffers, 256 images' of BLIP-large (5.4 GB in float16); with more, or
 #: with more captions of each, steps are no longer bound by launches.
 _MOST_STATES = 256 * 577
 _MOST_CAPTIONS = 8
@@ -197,7 +197,9 @@ class GraphRunner:
         found = self._kept.pop(key, None)
         if found is None or len(found.states) < rows:
             found = None  # its memory first
-            while len(self._kept) >= _MOST_BUFFERS:
+            while len(self._kept) >= _MOST_BUFFERS or (
+                self._kept and self._states_kept() + rows * states.shape[1] > _MOST_STATES
+            ):
                 self._kept.popitem(last=False)
             room = states.new_zeros(rows, *states.shape[1:])
             found = _Buffers(
@@ -208,6 +210,9 @@ class GraphRunner:
             )
         self._kept[key] = found
         return found
+
+    def _states_kept(self) -> int:
+        return sum(one.states.shape[0] * one.states.shape[1] for one in self._kept.values())
 
 
 def _rules(decoding: Decoding) -> Hashable:

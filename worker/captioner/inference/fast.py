@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captioner.domain import ModelInfo
-from captioner.errors import DeviceLostError
+from captioner.errors import DeviceLostError, ModelLoadError, describe
 from captioner.inference.acceleration import accelerate
 from captioner.inference.captioner import (
     GeneratedCaption,
@@ -58,7 +58,12 @@ class FastCaptioner:
         self._tokenizer = load_tokenizer(checkpoint.folder, self._text)
         self._device, self._dtype = device, dtype
         model = load_blip(checkpoint, device, dtype)
-        self._runner = accelerate(model)
+        try:
+            self._runner = accelerate(model)
+        except torch.OutOfMemoryError as error:
+            raise ModelLoadError(
+                f"the model {checkpoint.model_id!r} does not fit {device}: {describe(error)}"
+            ) from None
         self.model = model
         self._closed = False
         self._info = ModelInfo(

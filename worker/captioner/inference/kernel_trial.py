@@ -1,6 +1,7 @@
 """Kernels of our own beside PyTorch's operators, tried once when a model is loaded.
 
-A device that is not known yet, or a compiler that is wrong, costs speed and never a caption.
+A device that is not known yet, or a compiler that is wrong, costs speed and no caption. A kernel
+that reads where it must not would cost the device; tests look for that, on the CPU.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from captioner.inference.blip import Blip, Tokens, attend_tokens
-from captioner.inference.kernels import Kernels, suits_attention, suits_norm
+from captioner.inference.kernels import MOST_QUERIES, Kernels, suits_attention, suits_norm
 
 #: Between a kernel's result and PyTorch's, of the length of the latter; rounding to eight bits
 #: makes 3e-3 of it.
@@ -49,12 +50,14 @@ def _trial(model: Blip, kernels: Kernels) -> list[Tensor]:
         results += [kernels.add_norm(numbers(_TRIED, width), numbers(_TRIED, width), *norm), total]
     heads, states = text.heads, len(model.vision.positions)
     size = text.words.embedding_dim // heads
-    for queries in (1, 3):
-        if not suits_attention(queries, states, size):
+    # Each number of queries is a kernel of its own.
+    for queries in range(1, MOST_QUERIES + 1):
+        if suits_attention(queries, states, size):
+            query = numbers(_TRIED, queries, heads, size).transpose(1, 2)
+            seen = [numbers(_TRIED, heads, states, size) for _ in range(2)]
+            results.append(kernels.attend_image(query, seen[0], seen[1]))
+        if not suits_attention(queries, _SLOTS_TRIED, size):
             continue
-        query = numbers(_TRIED, queries, heads, size).transpose(1, 2)
-        seen = [numbers(_TRIED, heads, states, size) for _ in range(2)]
-        results.append(kernels.attend_image(query, seen[0], seen[1]))
         cached = [numbers(_TRIED, heads, _SLOTS_TRIED, size) for _ in range(2)]
         mask = weight.new_zeros(_TRIED, 1, queries, _SLOTS_TRIED)
         mask[..., _SLOTS_TRIED // 2 :] = -torch.inf

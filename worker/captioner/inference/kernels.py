@@ -13,13 +13,14 @@ from captioner.inference.nvrtc import Argument, Blocks, launch, require_nvrtc
 #: Numbers that are read at a time.
 _PACK = 8
 _LANES_OF_A_WARP = 32
-#: Shared memory of a block that is there without asking for more, on every device.
-_SHARED_BYTES = 48 * 1024
 #: As kernels.cu says.
 _THREADS = {"attend_image": 256, "attend_tokens": 128}
 _MOST_THREADS = 1024
 #: More captions of an image leave too few registers.
 MOST_QUERIES = 8
+#: Shared memory of a block that is there without asking for more, on every device, less the sums
+#: that `attend` keeps beside the scores: with one byte more a launch is refused.
+_SHARED_BYTES = 48 * 1024 - torch.float32.itemsize * MOST_QUERIES
 
 
 class Kernels(Protocol):

@@ -1,7 +1,7 @@
 """CUDA sources compiled for the device at hand, and launched.
 
-What does so, NVIDIA's `cuda-bindings` and NVRTC, comes with PyTorch's builds for CUDA; no compiler
-need be installed. A kernel takes 20 ms to compile (an H200's processor).
+What does so, NVIDIA's `cuda-bindings` and NVRTC, comes with PyTorch's builds for CUDA from 2.10 on;
+no compiler need be installed. A kernel takes 20 ms to compile (an H200's processor).
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def launch(
 
     Raises:
         RuntimeError: it cannot be compiled.
+        torch.OutOfMemoryError: there is no room for it.
         torch.AcceleratorError: the device refuses.
     """
     driver = import_module("cuda.bindings.driver")
@@ -101,7 +102,8 @@ def _check(result: tuple[Any, ...]) -> Any:
     """What a call of `cuda-bindings` gives beside its status.
 
     Raises:
-        torch.AcceleratorError: as PyTorch raises it, and with its words.
+        torch.OutOfMemoryError: the device is full.
+        torch.AcceleratorError: anything else, as PyTorch raises it, and with its words.
     """
     status, *rest = result
     if not int(status):
@@ -110,4 +112,6 @@ def _check(result: tuple[Any, ...]) -> Any:
     said = status.name
     if isinstance(status, driver.CUresult):
         said = driver.cuGetErrorString(status)[1].decode()
+        if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            raise torch.OutOfMemoryError(f"CUDA error: {said}")
     raise torch.AcceleratorError(f"CUDA error: {said}")

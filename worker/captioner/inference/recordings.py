@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from threading import Lock
 from weakref import WeakSet
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 #: Runs a function and records it. Returns what runs it again, and the tensor with its result.
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
+_one_at_a_time = Lock()
 #: Between a recording and the eager path, which run the same kernels.
 _TOLERANCE = 1e-2
 
@@ -27,7 +29,8 @@ class RecordOnCuda:
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """Run it once, and record it."""
-        with torch.cuda.device(self._device):
+        # What another thread runs on the same stream would be recorded, too.
+        with _one_at_a_time, torch.cuda.device(self._device):
             aside, current = _aside(self._device), torch.cuda.current_stream()
             aside.wait_stream(current)
             with torch.cuda.stream(aside):
