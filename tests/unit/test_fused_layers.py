@@ -24,6 +24,7 @@ from captioner.inference.fused_layers import (
 )
 from captioner.inference.fused_weights import load_blip
 from captioner.inference.kernel_trial import PlainKernels
+from captioner.inference.kernels import MOST_QUERIES
 from captioner.inference.runners import EagerRunner
 from checkpoints import random_picture, save_tiny_blip
 from recorder import StandIn
@@ -199,6 +200,14 @@ def test_wrong_kernels_are_refused(
         fuse(model, kernels)
     assert not any(isinstance(module, SummingNorm) for module in model.modules())
     assert not model.text.by_state
+
+
+def test_every_kernel_that_may_be_used_is_tried() -> None:
+    """Each number of queries is compiled by itself."""
+    kernels = Counting()
+    fuse(blip("demo"), kernels)
+    assert kernels.norms
+    assert kernels.image_queries == kernels.token_queries == list(range(1, MOST_QUERIES + 1))
 
 
 @pytest.mark.parametrize("place", [2, 3, 4])
