@@ -142,9 +142,9 @@ def test_as_many_slots_as_fit(make: Make, device: torch.device, queries: int, sl
 
 
 def test_a_first_token_sees_itself_alone(make: Make, device: torch.device) -> None:
-    """Slots that nobody has written to hold whatever was there, infinity for instance."""
+    """Nothing of the other slots gets in, whatever numbers are there."""
     joined = numbers(2, 1, 3, 3, 64, device=device, seed=1)
-    keys, values = torch.zeros(2, 2, 3, 32, 64, device=device, dtype=HALF).unbind(0)
+    keys, values = (numbers(2, 3, 32, 64, device=device, seed=seed) for seed in (2, 3))
     mask = torch.full((2, 1, 1, 32), -math.inf, device=device, dtype=HALF)
     mask[..., 5] = 0
     places = torch.tensor([5], device=device)

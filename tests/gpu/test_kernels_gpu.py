@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import torch
 
 from captioner.inference import load_captioner
-from captioner.inference.fused_layers import FewQueries, FewTokens, SummingNorm, WidenedLinear
+from captioner.inference.fused_layers import (
+    FusedImageAttention,
+    FusedTokenAttention,
+    SummingNorm,
+    WidenedLinear,
+)
 from captioner.inference.kernels import CudaKernels
 from kernel_cases import *  # noqa: F403  (the tests, and what they need)
 from kernel_cases import ROUNDING, Make, numbers
@@ -43,10 +49,11 @@ def test_a_half_types_logits_are_not_rounded(device: torch.device, dtype: torch.
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_model_uses_them(dtype: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        model = load_captioner("demo", device="cuda", dtype=dtype).model  # type: ignore[attr-defined]
+        fast: Any = load_captioner("demo", device="cuda", dtype=dtype)
+    model = fast.model
     assert not caplog.records
     assert isinstance(model.vision.norm, SummingNorm)
     assert isinstance(model.text.vocabulary, WidenedLinear)
     for layer in model.text.layers:
-        assert isinstance(layer.attend_tokens, FewTokens)
-        assert isinstance(layer.attend_image, FewQueries)
+        assert isinstance(layer.attend_tokens, FusedTokenAttention)
+        assert isinstance(layer.attend_image, FusedImageAttention)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -54,8 +55,12 @@ def test_few_queries_as_two_products() -> None:
 
 @pytest.mark.parametrize("queries", [1, 3, 5, 6, 12])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_few_tokens_as_two_products(queries: int, dtype: torch.dtype) -> None:
+def test_few_tokens_as_two_products(
+    monkeypatch: pytest.MonkeyPatch, queries: int, dtype: torch.dtype
+) -> None:
     """More of them go PyTorch's way; the cache takes all."""
+    pytorchs = Mock(side_effect=attend_tokens)
+    monkeypatch.setattr(attention, "attend_tokens", pytorchs)
     generator = torch.Generator().manual_seed(1)
     joined = torch.randn(2, queries, 3 * 4 * 8, generator=generator).to(dtype)
     caches = torch.randn(2, 2, 4, 20, 8, generator=generator).to(dtype)
@@ -67,6 +72,7 @@ def test_few_tokens_as_two_products(queries: int, dtype: torch.dtype) -> None:
     ours, theirs = caches.clone(), caches.clone()
     found = attention.attend_few_tokens(joined, tokens, ours[0], ours[1])
     expected = attend_tokens(joined, tokens, theirs[0], theirs[1])
+    assert pytorchs.called is (queries > 5)
     assert torch.equal(ours, theirs)
     assert found.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2

@@ -116,20 +116,20 @@ class Driver:
         self.status, self.launched = self.CUresult(status), list[tuple[Any, ...]]()
         self.loaded = 0
 
-    def cuModuleLoadData(self, code: bytes) -> tuple[int, str]:  # noqa: N802
+    def cuModuleLoadData(self, code: bytes) -> tuple[int, str]:  # noqa: N802  (NVIDIA's name)
         assert code.startswith(b"\x7fELF")
         self.loaded += 1
         return 0, "module"
 
-    def cuModuleGetFunction(self, module: str, name: bytes) -> tuple[int, str]:  # noqa: N802
+    def cuModuleGetFunction(self, module: str, name: bytes) -> tuple[int, str]:  # noqa: N802  (NVIDIA's name)
         assert module == "module"
         return 0, name.decode()
 
-    def cuLaunchKernel(self, *given: Any) -> tuple[int]:  # noqa: N802
+    def cuLaunchKernel(self, *given: Any) -> tuple[int]:  # noqa: N802  (NVIDIA's name)
         self.launched.append(given)
         return (self.status,)
 
-    def cuGetErrorString(self, status: int) -> tuple[int, bytes]:  # noqa: N802
+    def cuGetErrorString(self, status: int) -> tuple[int, bytes]:  # noqa: N802  (NVIDIA's name)
         return 0, {2: b"out of memory", 700: b"an illegal memory access was encountered"}[status]
 
 

@@ -63,7 +63,7 @@ def accelerate(model: Blip) -> Runner:
             for layer in cast(Iterable[TextLayer], model.text.layers):
                 layer.attend_image = FewQueries(layer)
                 layer.attend_tokens = attend_few_tokens
-            _read_fewer_bytes(model)
+            _keep_vocabulary_in_float16(model)
             _pack(model.vision, _ROWS_OF_IMAGES)
             _pack(model.text, _ROWS_OF_TOKENS)
             runner = UnprojectedRunner(model)
@@ -87,7 +87,7 @@ def _use_own_kernels(model: Blip) -> None:
     vocabulary = WidenedLinear(words, model.text.vocabulary.bias.detach())
     try:
         vocabulary(words[:1])
-        model.text.vocabulary = vocabulary  # type: ignore[assignment]
+        model.text.vocabulary = vocabulary  # type: ignore[assignment]  # called alike
         model.text.head_dtype = words.dtype
         fuse(model, CudaKernels(words.device, words.dtype))
     except torch.OutOfMemoryError:  # which may be over the next time
@@ -96,13 +96,13 @@ def _use_own_kernels(model: Blip) -> None:
         _logger.warning("running with PyTorch's kernels alone, slower: %s", describe(error))
 
 
-def _read_fewer_bytes(model: Blip) -> None:
-    """Keep the weight from words to logits in float16, where there is FBGEMM."""
+def _keep_vocabulary_in_float16(model: Blip) -> None:
+    """Read half the bytes from words to logits, where there is FBGEMM."""
     try:
         vocabulary = Float16Weight(model.text.vocabulary)
     except (AttributeError, RuntimeError):  # another build of PyTorch: it stays in float32
         return
-    model.text.vocabulary = vocabulary  # type: ignore[assignment]
+    model.text.vocabulary = vocabulary  # type: ignore[assignment]  # called alike
 
 
 def keep_freed_memory(*, keep: bool = True) -> None:

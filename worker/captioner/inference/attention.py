@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from captioner.inference.blip import Attention, Tokens, attend_tokens, split_heads
+from captioner.inference.blip import Attention, Tokens, attend_tokens, remember
 
 _RUNS = 5
 #: Of the default's time; a smaller gain is noise.
@@ -81,9 +81,7 @@ def attend_few_tokens(joined: Tensor, tokens: Tokens, keys: Tensor, values: Tens
     queries, size = joined.shape[1], keys.shape[3]
     if queries > _FEW_TOKENS:
         return attend_tokens(joined, tokens, keys, values)
-    query, key, value = split_heads(joined, 3, keys.shape[1])
-    keys.index_copy_(2, tokens.slots, key)
-    values.index_copy_(2, tokens.slots, value)
+    query = remember(joined, tokens, keys, values)
     scores = (query @ keys.transpose(2, 3)).float().mul_(size**-0.5).add_(tokens.mask)
     return scores.softmax(-1).to(keys.dtype) @ values
 

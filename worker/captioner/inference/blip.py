@@ -281,10 +281,16 @@ def attend_tokens(joined: Tensor, tokens: Tokens, keys: Tensor, values: Tensor) 
     Returns:
         `[B, H, Q, D]`.
     """
+    query = remember(joined, tokens, keys, values)
+    return functional.scaled_dot_product_attention(query, keys, values, attn_mask=tokens.mask)
+
+
+def remember(joined: Tensor, tokens: Tokens, keys: Tensor, values: Tensor) -> Tensor:
+    """Put tokens' keys and values into the cache; see `attend_tokens`. Returns their queries."""
     query, key, value = split_heads(joined, 3, keys.shape[1])
     keys.index_copy_(2, tokens.slots, key)
     values.index_copy_(2, tokens.slots, value)
-    return functional.scaled_dot_product_attention(query, keys, values, attn_mask=tokens.mask)
+    return query
 
 
 class Blip(nn.Module):

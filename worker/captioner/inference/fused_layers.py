@@ -25,7 +25,7 @@ from captioner.inference.blip import (
 from captioner.inference.kernel_trial import require_right
 from captioner.inference.kernels import Kernels, suits_attention, suits_norm
 
-#: See `FewQueries`.
+#: See `FusedImageAttention`.
 _MOST_CAPTIONS = 5
 _READ_BYTES = 16
 
@@ -39,8 +39,8 @@ def fuse(model: Blip, kernels: Kernels) -> None:
     require_right(model, kernels)
     text, vision = model.text, model.vision
     for layer in cast(Iterable[TextLayer], text.layers):
-        layer.attend_tokens = FewTokens(kernels)
-        layer.attend_image = FewQueries(kernels)
+        layer.attend_tokens = FusedTokenAttention(kernels)
+        layer.attend_image = FusedImageAttention(kernels)
         layer.project = project_in_place
     text.by_state = True
     if not suits_norm(vision.norm.weight.numel()) or not suits_norm(text.norm.weight.numel()):
@@ -136,7 +136,7 @@ def project_in_place(projection: nn.Linear, states: Tensor, keys: Tensor, _value
     torch.addmm(projection.bias, states.flatten(0, 1), projection.weight.t(), out=joined)
 
 
-class FewTokens:
+class FusedTokenAttention:
     """A decoder layer's attention among tokens; see `blip.attend_tokens`."""
 
     def __init__(self, kernels: Kernels) -> None:
@@ -150,7 +150,7 @@ class FewTokens:
         return attend_tokens(joined, tokens, keys, values)
 
 
-class FewQueries:
+class FusedImageAttention:
     """A decoder layer's attention to the image, for two to five captions of it.
 
     For one, PyTorch's choice is as fast, and for more it is faster (cuDNN's kernel on an H200).
