@@ -1,4 +1,4 @@
-"""What makes it faster computes the same: oneDNN's layers, folded pixels, threads by the quota."""
+"""What is switched on for which type, folded pixels, threads by the quota."""
 
 from __future__ import annotations
 
@@ -13,23 +13,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from captioner.errors import ModelLoadError
-from captioner.inference import acceleration, fast, load_captioner
-from captioner.inference.acceleration import (
-    Float16Weight,
-    PackedLinear,
-    _onednn_has_bfloat16,
-    accelerate,
-    available_cores,
-)
-from captioner.inference.blip import Blip, GeluLinear, ResidualLinear
+from captioner.inference import acceleration, fast, load_captioner, packed_layers
+from captioner.inference.acceleration import accelerate, available_cores
+from captioner.inference.blip import Blip, attend_tokens
 from captioner.inference.checkpoint import open_checkpoint
 from captioner.inference.fused_layers import WidenedLinear
 from captioner.inference.fused_weights import load_blip
 from captioner.inference.normalisation import PIXEL_ZERO, fold_normalisation
+from captioner.inference.packed_layers import Float16Weight, PackedLinear, onednn_runs
 from captioner.inference.pixels import PixelSettings
 from captioner.inference.runners import EagerRunner
 from captioner.inference.unprojected import UnprojectedRunner
@@ -37,7 +32,7 @@ from checkpoints import save_tiny_blip
 
 CPU = torch.device("cpu")
 onednn_bfloat16 = pytest.mark.skipif(
-    not _onednn_has_bfloat16(), reason="oneDNN has no bfloat16 on this CPU"
+    not onednn_runs(torch.bfloat16), reason="oneDNN has no bfloat16 on this CPU"
 )
 
 
@@ -117,75 +112,6 @@ def test_no_more_threads_than_cores_and_no_more_than_asked_for(
     assert torch.get_num_threads() == after
 
 
-def layer(kind: type[nn.Linear], inputs: int = 40, outputs: int = 56) -> nn.Linear:
-    """In bfloat16, with a bias that stands out."""
-    generator = torch.Generator().manual_seed(3)
-    made = kind(inputs, outputs, dtype=torch.bfloat16)
-    with torch.no_grad():
-        made.weight.normal_(0, 0.3, generator=generator)
-        made.bias.normal_(0, 3, generator=generator)
-    return made
-
-
-def random(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(4)).to(torch.bfloat16)
-
-
-def float32(layer: nn.Linear, x: Tensor) -> Tensor:
-    return functional.linear(x.float(), layer.weight.float(), layer.bias.float())
-
-
-def assert_rounded_once(found: Tensor, exact: Tensor) -> None:
-    """Half a last place of bfloat16, and what float32 sums in another order differ by."""
-    assert found.dtype == torch.bfloat16
-    assert found.shape == exact.shape
-    assert ((found.float() - exact).abs() <= 2**-8 * exact.abs() + 2e-5).all()
-
-
-@onednn_bfloat16
-@pytest.mark.parametrize("rows", [1, 8, 577])
-@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (2, 300)])
-@torch.inference_mode()
-def test_a_packed_layer_is_the_layer(rows: int, shape: tuple[int, int]) -> None:
-    plain, x = layer(nn.Linear), random(*shape, 40)
-    packed = PackedLinear(plain, rows)
-    assert (packed.in_features, packed.out_features) == (40, 56)
-    assert_rounded_once(packed(x), float32(plain, x))
-
-
-@onednn_bfloat16
-@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (2, 300)])
-@torch.inference_mode()
-def test_a_packed_layer_adds_to_the_stream(shape: tuple[int, int]) -> None:
-    plain, x, stream = layer(ResidualLinear), random(*shape, 40), random(*shape, 56) * 5
-    before = stream.clone()
-    found = PackedLinear(plain, 8)(x, stream)
-    assert_rounded_once(found, float32(plain, x) + stream.float())
-    assert torch.equal(stream, before)  # others read it, too
-
-
-@onednn_bfloat16
-@torch.inference_mode()
-def test_a_packed_layers_gelu_is_the_exact_one() -> None:
-    plain = layer(GeluLinear)
-    x = random(5, 3, 40)
-    assert_rounded_once(PackedLinear(plain, 8)(x), functional.gelu(float32(plain, x)))
-    # Near -2.3 the tanh form is furthest away: some 3 last places, of 2**-13 each.
-    same = GeluLinear(32, 32, dtype=torch.bfloat16)
-    same.weight.copy_(torch.eye(32))
-    same.bias.zero_()
-    values = torch.linspace(-2.4, -2.2, 32).to(torch.bfloat16)[None]
-    found = PackedLinear(same, 8)(values).double()
-    erf, tanh = (functional.gelu(values.double(), approximate=form) for form in ("none", "tanh"))
-    # Of all of them: kernels of some CPUs may be one place off here and there.
-    assert (found - erf).abs().mean() < 2**-13
-    assert (found - tanh).abs().mean() > 2 * 2**-13
-    # Of other layers nothing is made but the product.
-    linear = nn.Linear(32, 32, dtype=torch.bfloat16)
-    linear.load_state_dict(same.state_dict())
-    assert torch.equal(PackedLinear(linear, 8)(values), values)
-
-
 def linear_layers(model: nn.Module) -> set[str]:
     return {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
@@ -239,7 +165,20 @@ def test_too_little_memory_for_kernels_is_not_taken_for_no_kernels(
         acceleration._use_own_kernels(blip(checkpoint, torch.float16))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_in_float32_the_decoders_linear_layers_are_packed(checkpoint: Path) -> None:
+    model = blip(checkpoint, torch.float32)
+    encoders = {name for name in linear_layers(model) if name.startswith("vision.")}
+    assert isinstance(accelerate(model), UnprojectedRunner)
+    assert linear_layers(model) == encoders
+    assert isinstance(model.text.vocabulary, PackedLinear)
+    for layer in model.text.layers:
+        # Kernels made for half types are not for this one.
+        assert layer.attend_tokens is attend_tokens
+        attend: Any = layer.attend_image
+        assert attend._attend is functional.scaled_dot_product_attention
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_types_keep_their_layers(checkpoint: Path, dtype: torch.dtype) -> None:
     model = blip(checkpoint, dtype)
     before = linear_layers(model)
@@ -247,13 +186,22 @@ def test_other_types_keep_their_layers(checkpoint: Path, dtype: torch.dtype) -> 
     assert linear_layers(model) == before
 
 
+def test_without_onednn_float32_keeps_its_layers_too(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_layers, "_ONEDNN", SimpleNamespace())
+    test_other_types_keep_their_layers(checkpoint, torch.float32)
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    test_other_types_keep_their_layers(checkpoint, torch.float32)
+
+
 @pytest.fixture(params=["packed", "plain"])
 def half(checkpoint: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """In bfloat16, with oneDNN's layers and without."""
     if request.param == "plain":
-        without = SimpleNamespace(_linear_pointwise=None, _is_mkldnn_bf16_supported=lambda: False)
-        monkeypatch.setattr(acceleration, "_ONEDNN", without)
-    elif not _onednn_has_bfloat16():
+        monkeypatch.setattr(acceleration, "onednn_runs", lambda _dtype: False)
+    elif not onednn_runs(torch.bfloat16):
         pytest.skip("oneDNN has no bfloat16 on this CPU")
     return load_captioner(str(checkpoint), device="cpu", dtype="bfloat16", backend="fast")
 
@@ -261,7 +209,7 @@ def half(checkpoint: Path, request: pytest.FixtureRequest, monkeypatch: pytest.M
 @torch.inference_mode()
 def test_the_word_head_is_float32_in_bfloat16(half: Any, checkpoint: Path) -> None:
     decoder = half.model.text
-    x = random(4, 3, 48)
+    x = torch.randn(4, 3, 48, generator=torch.Generator().manual_seed(4)).to(torch.bfloat16)
     found = decoder.logits(x)
     assert found.dtype == torch.float32
     rounded = found.to(torch.bfloat16).float()

@@ -22,6 +22,7 @@ from captioner.inference import (
     load_captioner,
     unprojected,
 )
+from captioner.inference.attention import attend_few
 from captioner.inference.cuda_graphs import GraphRunner
 from captioner.inference.fast import FastCaptioner
 from checkpoints import random_picture, save_tiny_blip
@@ -66,7 +67,7 @@ def fast(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Captioner
             patch.setattr(unprojected, "MOST_CAPTIONS", 100)
             model._runner = unprojected.UnprojectedRunner(model.model)
             for layer in model.model.text.layers:
-                layer.attend_image = unprojected.FewQueries(layer)
+                layer.attend_image = unprojected.FewQueries(layer, attend_few)
         if request.param == "recorded":
             model._runner = GraphRunner(model.model, StandIn())
         yield model

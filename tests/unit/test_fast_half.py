@@ -6,15 +6,14 @@ import itertools
 import math
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from captioner.inference import GenerationOptions, load_captioner
-from captioner.inference.acceleration import PackedLinear
 from captioner.inference.blip import Tokens
+from captioner.inference.packed_layers import PackedLinear
 from checkpoints import DEC, random_picture, save_tiny_blip
 
 PICTURES = [random_picture(seed) for seed in range(48)]
@@ -126,8 +125,7 @@ def test_teacher_forced_logits_are_as_near_to_float32_as_the_type_allows(
 def test_a_cpu_without_avx512_runs_the_plain_layers(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without = SimpleNamespace(_linear_pointwise=None, _is_mkldnn_bf16_supported=lambda: False)
-    monkeypatch.setattr("captioner.inference.acceleration._ONEDNN", without)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
     half = load(checkpoint, "fast", "bfloat16")
     assert not any(isinstance(module, PackedLinear) for module in half.model.modules())
     wanted = greedy(load(checkpoint, "fast", "float32"))

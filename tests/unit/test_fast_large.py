@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from captioner.inference import Captioner, GenerationOptions, load_captioner
+from captioner.inference import Captioner, GenerationOptions, load_captioner, unprojected
 from captioner.inference.acceleration import available_cores
 from captioner.inference.benchmark import make_blip_large, random_weights
 from captioner.inference.benchmark.agreement import judge
@@ -124,7 +124,7 @@ def test_identical_at_the_published_widths(
     assert len({len(one.token_ids) for one in itertools.chain(*ours)}) > 1
 
 
-def test_whole_depth_in_float32(tmp_path: Path) -> None:
+def test_whole_depth_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens may differ only where `judge` finds a near-tie: a margin of at most some 1e-4."""
     options = [
         GenerationOptions(num_beams=beams, max_new_tokens=TOKENS, min_new_tokens=TOKENS)
@@ -137,7 +137,9 @@ def test_whole_depth_in_float32(tmp_path: Path) -> None:
         traces = theirs.trace(pixels, options)
         theirs.close()
         ours = Ours(checkpoint, device=place, dtype=torch.float32)
-        for one, trace in zip(options, traces, strict=True):
+        # Image states as they are, and projected.
+        for (one, trace), least in itertools.product(zip(options, traces, strict=True), (2, 3)):
+            monkeypatch.setattr(unprojected, "LEAST_IMAGES", least)
             said = ours.caption(pixels, one)
             verdict = judge(trace, ours.follow(pixels, one, trace), said)
             assert all(trace.retraced)

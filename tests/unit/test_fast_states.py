@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.inference import GenerationOptions, load_captioner
+from captioner.inference.attention import attend_few
 from captioner.inference.blip import Tokens
 from captioner.inference.decoding import without
 from captioner.inference.pixels import normalise, resize
@@ -97,7 +98,7 @@ def test_all_states_are_equal_in_float64(fast: Any, expected: States) -> None:
 
 def test_states_are_equal_where_images_are_not_projected(fast: Any, expected: States) -> None:
     for layer in fast.model.text.layers:
-        layer.attend_image = FewQueries(layer)
+        layer.attend_image = FewQueries(layer, attend_few)
     # Made for bfloat16, its softmax is float32 in every type: 3e-7 were measured.
     assert differing(fast_states(fast, projected=False), expected, tolerance=1e-5) == set()
 

@@ -16,17 +16,17 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch import Tensor, nn
 
 from captioner.errors import describe
-from captioner.inference.attention import attend_few_tokens, fastest_attention
-from captioner.inference.blip import Blip, GeluLinear, TextLayer, VisionLayer
+from captioner.inference.attention import attend_few, attend_few_tokens, fastest_attention
+from captioner.inference.blip import Blip, TextLayer, VisionLayer
 from captioner.inference.cuda_graphs import GraphRunner
 from captioner.inference.fused_layers import WidenedLinear, fuse
 from captioner.inference.kernels import CudaKernels
+from captioner.inference.packed_layers import Float16Weight, onednn_runs, pack
 from captioner.inference.runners import EagerRunner, Runner
 from captioner.inference.unprojected import FewQueries, UnprojectedRunner
 
@@ -39,8 +39,6 @@ _KEPT_BYTES = 2**30
 #: Its greatest threshold of its own choice (DEFAULT_MMAP_THRESHOLD_MAX); it trims at twice that.
 _GLIBC_MMAP_BYTES = 32 * 2**20
 
-#: Private to PyTorch, as its compiler uses them: there are no public names.
-_ONEDNN: Any = torch.ops.mkldnn
 #: oneDNN asks for how many rows a weight is laid out; other numbers work, too.
 _ROWS_OF_IMAGES = 577 * 8
 _ROWS_OF_TOKENS = 8
@@ -59,13 +57,8 @@ def accelerate(model: Blip) -> Runner:
     if weight.device.type == "cpu":
         torch.set_num_threads(max(1, min(torch.get_num_threads(), available_cores())))
         keep_freed_memory()
-        if weight.dtype == torch.bfloat16 and _onednn_has_bfloat16():
-            for layer in cast(Iterable[TextLayer], model.text.layers):
-                layer.attend_image = FewQueries(layer)
-                layer.attend_tokens = attend_few_tokens
-            _keep_vocabulary_in_float16(model)
-            _pack(model.vision, _ROWS_OF_IMAGES)
-            _pack(model.text, _ROWS_OF_TOKENS)
+        if onednn_runs(weight.dtype):
+            _use_packed_layers(model, half=weight.dtype in _HALF)
             runner = UnprojectedRunner(model)
     if weight.dtype in _HALF:
         _choose_attention(model)
@@ -94,6 +87,21 @@ def _use_own_kernels(model: Blip) -> None:
         raise
     except (ImportError, RuntimeError, TypeError) as error:
         _logger.warning("running with PyTorch's kernels alone, slower: %s", describe(error))
+
+
+def _use_packed_layers(model: Blip, *, half: bool) -> None:
+    """On CPUs: oneDNN's layers, and image states that need not be projected.
+
+    In float32 PyTorch's own kernels, of MKL, are as fast for many rows, and so is its attention.
+    """
+    for layer in cast(Iterable[TextLayer], model.text.layers):
+        layer.attend_image = FewQueries(layer, attend_few if half else layer.attend_image)
+        if half:
+            layer.attend_tokens = attend_few_tokens
+    if half:
+        _keep_vocabulary_in_float16(model)
+        pack(model.vision, _ROWS_OF_IMAGES)
+    pack(model.text, _ROWS_OF_TOKENS)
 
 
 def _keep_vocabulary_in_float16(model: Blip) -> None:
@@ -130,73 +138,6 @@ def _choose_attention(model: Blip) -> None:
     chosen = fastest_attention(shape, positions.device, positions.dtype)
     for layer in layers:
         layer.attend = chosen
-
-
-def _onednn_has_bfloat16() -> bool:
-    """True where this PyTorch has the operators, as its compiler uses them, and this CPU runs them.
-
-    Without AVX-512 a weight of bfloat16 cannot even be laid out.
-    """
-    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return (
-        bool(available)
-        and hasattr(_ONEDNN, "_linear_pointwise")
-        and bool(_ONEDNN._is_mkldnn_bf16_supported())  # noqa: SLF001  # no public one tells
-    )
-
-
-def _pack(module: nn.Module, rows: int) -> None:
-    """Put a `PackedLinear` in the place of every linear layer below `module`."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Linear):
-            setattr(module, name, PackedLinear(child, rows))
-        else:
-            _pack(child, rows)
-
-
-class Float16Weight(nn.Module):
-    """A float32 linear layer whose weight is kept in float16: half the bytes, read at every step.
-
-    Products and sums are float32. A weight loses 13 of its 24 bits, as it would on a GPU.
-    """
-
-    def __init__(self, layer: nn.Linear) -> None:
-        """`layer` can be let go of afterwards.
-
-        Raises:
-            RuntimeError: this PyTorch, or this CPU, has no FBGEMM.
-        """
-        super().__init__()
-        weight, bias = layer.weight.detach(), layer.bias.detach()
-        self._packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Float32 `[…, inputs]` to the same `[…, outputs]`."""
-        out: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
-        return out
-
-
-class PackedLinear(nn.Module):
-    """A linear layer as oneDNN likes it; GELU (erf) and the sum with a stream are fused into it."""
-
-    def __init__(self, layer: nn.Linear, rows: int) -> None:
-        """`layer` can be let go of afterwards; `rows` of input are expected at a time."""
-        super().__init__()
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        # A plain attribute: its layout is opaque, and not to be saved or moved.
-        self._weight = _ONEDNN._reorder_linear_weight(layer.weight.detach(), rows)  # noqa: SLF001
-        self._bias = layer.bias.detach()
-        self._activation = "gelu" if isinstance(layer, GeluLinear) else "none"
-
-    def forward(self, x: Tensor, stream: Tensor | None = None) -> Tensor:
-        """`[…, inputs]` to `[…, outputs]`, added to `stream` of that shape where there is one."""
-        run, layer = _ONEDNN._linear_pointwise, (self._weight, self._bias)  # noqa: SLF001
-        out: Tensor
-        if stream is None:
-            out = run(x, *layer, self._activation, [], "none")
-        else:
-            out = run.binary(x, stream, *layer, "add")
-        return out
 
 
 def available_cores() -> int:

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from captioner.inference.attention import attend_few, shares
-from captioner.inference.blip import Cache, TextLayer
+from captioner.inference.attention import shares
+from captioner.inference.blip import Attention, Cache, TextLayer
 from captioner.inference.captions import Captions
 from captioner.inference.runners import EagerRunner
 
@@ -39,8 +39,9 @@ class UnprojectedRunner(EagerRunner):
 class FewQueries:
     """A layer's attention to one image for few queries."""
 
-    def __init__(self, layer: TextLayer) -> None:
-        """`layer` has its weights; they are copied."""
+    def __init__(self, layer: TextLayer, attend: Attention) -> None:
+        """`layer` has its weights; they are copied. `attend` is for states that are projected."""
+        self._attend = attend
         projection = layer.image_key_value
         weight: Any = projection.weight.detach()
         width = projection.out_features // 2
@@ -53,7 +54,8 @@ class FewQueries:
     def __call__(self, query: Tensor, *seen: Tensor) -> Tensor:
         """Queries `[B, H, Q, D]`, and keys and values `[B, H, N, D]` or states `[B, N, W]`."""
         if len(seen) == 2:
-            return attend_few(query, *seen)
+            key, value = seen
+            return self._attend(query, key, value)
         (states,) = seen
         images, heads, queries, size = query.shape
         # `[H, B × Q, D]` to `[B, H × Q, W]`: one product a head, then one an image.
