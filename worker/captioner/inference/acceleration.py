@@ -1,10 +1,11 @@
 """The one place where speed is switched on; without it the model runs as blip.py is written.
 
-On CPUs, freed memory is kept, and in bfloat16 there are oneDNN's own linear layers, with weights
-laid out as its kernels read them, GELU and residual sums applied while the product is still in the
-cache, and attention for few queries. On CUDA the decoder's steps, and the encoder for few images,
-are recorded and replayed, and in half types some layers have kernels of ours. In half types the
-encoder's attention is the kernel that a short measurement finds fastest.
+On CPUs freed memory is kept. In bfloat16 and float32 there are oneDNN's own linear layers, with
+weights laid out as its kernels read them, GELU and residual sums applied while the product is still
+in the cache (in float32 for the decoder alone), and image states are not projected for many images;
+in bfloat16 there is attention for few queries, too. On CUDA the decoder's steps, and the encoder
+for few images, are recorded and replayed, and in half types some layers have kernels of ours. In
+half types the encoder's attention is the kernel that a short measurement finds fastest.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ arXiv 2405.04434, section 2.1.2).
 
 It pays where images are many and queries few: projecting 8 images to keys and values for 12 layers
 took 82 ms (two cores with AMX, bfloat16), and a step of 8 captions takes 13.5 ms instead of 15.5.
+In float32 on old CPUs it took 2.6 s, and a step 88 ms instead of 32, with three captions each 172
+instead of 46: it pays up to 46 and 20 tokens.
 """
 
 from __future__ import annotations
