@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -90,3 +92,10 @@ def test_a_packed_layers_gelu_is_the_exact_one(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_types_are_not_for_onednn(dtype: torch.dtype) -> None:
     assert not onednn_runs(dtype)
+
+
+def test_processors_of_arm_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert onednn_runs(torch.float32)
+    for name, runs in (("AMD64", True), ("aarch64", False), ("arm64", False)):
+        monkeypatch.setattr(platform, "machine", lambda name=name: name)
+        assert onednn_runs(torch.float32) is runs

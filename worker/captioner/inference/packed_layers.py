@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import torch
@@ -11,16 +12,20 @@ from captioner.inference.blip import GeluLinear
 
 #: Private to PyTorch, as its compiler uses them: there are no public names.
 _ONEDNN: Any = torch.ops.mkldnn
+#: As `platform` names x86-64, on Linux and macOS and on Windows.
+_MACHINES = ("x86_64", "amd64")
 
 
 def onednn_runs(dtype: torch.dtype) -> bool:
     """True where this PyTorch has the operators that `PackedLinear` needs, and this CPU runs them.
 
     Without AVX-512 a weight of bfloat16 cannot even be laid out. Other types than float32 and
-    bfloat16 are not tried.
+    bfloat16, and processors of ARM, are not tried: there some layouts have been wrong (oneDNN's
+    pull request 2751).
     """
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not available or not hasattr(_ONEDNN, "_linear_pointwise"):
+    tried = available and platform.machine().lower() in _MACHINES
+    if not tried or not hasattr(_ONEDNN, "_linear_pointwise"):
         return False
     if dtype == torch.bfloat16:
         return bool(_ONEDNN._is_mkldnn_bf16_supported())  # noqa: SLF001  # no public one tells
