@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from captioner.errors import ModelLoadError
+from captioner.inference import devices
 from captioner.inference.devices import (
     cpu_multiplies_bfloat16,
     dtype_name,
@@ -58,6 +59,20 @@ def test_bfloat16_in_hardware_is_what_the_kernel_says_of_the_cpu() -> None:
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])
 def test_named_types_are_taken_as_named(name: str) -> None:
     assert dtype_name(resolve_dtype(name, _CPU)) == name
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_types_that_a_cpu_is_slow_in_are_warned_of(
+    multiplies: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(devices, "cpu_multiplies_bfloat16", lambda: multiplies)
+    for name in ("auto", "float16", "bfloat16", "float32", "float64"):
+        resolve_dtype(name, _CPU)
+        resolve_dtype(name, torch.device("cuda", 0))
+    warned = [record.getMessage() for record in caplog.records]
+    slow = ["float16"] if multiplies else ["float16", "bfloat16"]
+    assert [message.partition(" slower in ")[2].split()[0] for message in warned] == slow
+    assert all("CAPTIONER_MODEL__DTYPE" in message for message in warned)
 
 
 @pytest.mark.parametrize("name", ["fp16", "half", "int8", ""])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import torch
 
 from captioner.errors import DeviceLostError, ErrorCode, JobError, ModelLoadError, describe
+
+_logger = logging.getLogger(__name__)
 
 #: What the CPU's allocator, CUDA and its library for products say, without a type of its own.
 _OUT_OF_MEMORY = (
@@ -45,7 +48,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type that `auto` or a type's name stands for on a device.
+    """The type that `auto` or a type's name stands for on a device; slow ones are warned of.
 
     Raises:
         ModelLoadError: there is no such type.
@@ -58,6 +61,13 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         raise ModelLoadError(
             f"dtype must be auto or one of {', '.join(_DTYPES)} (CAPTIONER_MODEL__DTYPE), "
             f"not {name!r}"
+        )
+    made_for = name != "float16" and (name != "bfloat16" or cpu_multiplies_bfloat16())
+    if device.type == "cpu" and not made_for:
+        _logger.warning(
+            "this CPU is several times slower in %s than in float32; auto "
+            "(CAPTIONER_MODEL__DTYPE) takes the type that it is made for",
+            name,
         )
     return _DTYPES[name]
 
