@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -66,9 +67,10 @@ def test_types_that_a_cpu_is_slow_in_are_warned_of(
     multiplies: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(devices, "cpu_multiplies_bfloat16", lambda: multiplies)
-    for name in ("auto", "float16", "bfloat16", "float32", "float64"):
-        resolve_dtype(name, _CPU)
-        resolve_dtype(name, torch.device("cuda", 0))
+    with caplog.at_level(logging.WARNING):
+        for name in ("auto", "float16", "bfloat16", "float32", "float64"):
+            resolve_dtype(name, _CPU)
+            resolve_dtype(name, torch.device("cuda", 0))
     warned = [record.getMessage() for record in caplog.records]
     slow = ["float16"] if multiplies else ["float16", "bfloat16"]
     assert [message.partition(" slower in ")[2].split()[0] for message in warned] == slow
