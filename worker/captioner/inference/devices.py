@@ -62,11 +62,11 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
             f"dtype must be auto or one of {', '.join(_DTYPES)} (CAPTIONER_MODEL__DTYPE), "
             f"not {name!r}"
         )
-    made_for = name != "float16" and (name != "bfloat16" or cpu_multiplies_bfloat16())
-    if device.type == "cpu" and not made_for:
+    slow = name == "float16" or (name == "bfloat16" and not cpu_multiplies_bfloat16())
+    if device.type == "cpu" and slow:
         _logger.warning(
-            "this CPU is several times slower in %s than in float32; auto "
-            "(CAPTIONER_MODEL__DTYPE) takes the type that it is made for",
+            "this CPU is slower in %s than in float32; auto (CAPTIONER_MODEL__DTYPE) takes the "
+            "type that it is made for",
             name,
         )
     return _DTYPES[name]

@@ -23,7 +23,7 @@ def onednn_runs(dtype: torch.dtype) -> bool:
     bfloat16, and processors of ARM, are not tried: there some layouts have been wrong (oneDNN's
     pull request 2751).
     """
-    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # PyTorch's
     tried = available and platform.machine().lower() in _MACHINES
     if not tried or not hasattr(_ONEDNN, "_linear_pointwise"):
         return False
@@ -71,13 +71,15 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         # A plain attribute: its layout is opaque, and not to be saved or moved.
-        self._weight = _ONEDNN._reorder_linear_weight(layer.weight.detach(), rows)  # noqa: SLF001
+        weight = layer.weight.detach()
+        self._weight = _ONEDNN._reorder_linear_weight(weight, rows)  # noqa: SLF001  # as above
         self._bias = layer.bias.detach()
         self._activation = "gelu" if isinstance(layer, GeluLinear) else "none"
 
     def forward(self, x: Tensor, stream: Tensor | None = None) -> Tensor:
         """`[…, inputs]` to `[…, outputs]`, added to `stream` of that shape where there is one."""
-        run, layer = _ONEDNN._linear_pointwise, (self._weight, self._bias)  # noqa: SLF001
+        run = _ONEDNN._linear_pointwise  # noqa: SLF001  # as above
+        layer = (self._weight, self._bias)
         out: Tensor
         if stream is None:
             out = run(x, *layer, self._activation, [], "none")
