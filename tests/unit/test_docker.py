@@ -16,12 +16,18 @@ from celery.bin.celery import celery
 from flower import options as flower_options
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from sqlalchemy import make_url
 from typer.testing import CliRunner
 
 from captioner.cli.main import app as captioner
-from captioner.settings import ENVIRONMENT_PREFIX, Settings, WorkerSettings
+from captioner.settings import (
+    ENVIRONMENT_PREFIX,
+    JOB_QUEUES,
+    BrokerSettings,
+    Settings,
+    WorkerSettings,
+)
 from servers import RedisServer
 
 ROOT = Path(__file__).parents[2]
@@ -189,7 +195,8 @@ def captioner_commands() -> dict[str, list[str]]:
         for name, service in OURS.items()
         if "entrypoint" not in service
     }
-    for text in re.findall(r"\bcaptioner ((?:submit|list|db) .*|list)", EVERYTHING["README.md"]):
+    named = r"\bcaptioner ((?:submit|list|db|webhooks) .*|list)"
+    for text in re.findall(named, EVERYTHING["README.md"]):
         words = text.partition("`")[0].split()
         commands[f"README.md {' '.join(words)}"] = words
     assert len(commands) >= 5
@@ -278,7 +285,26 @@ def test_services_wait_for_what_can_be_waited_for() -> None:
             else:
                 assert how["condition"] == "service_completed_successfully"
                 assert SERVICES[other]["restart"] == "no", (name, other)
-    assert set(SERVICES["worker"]["depends_on"]) == {"migrate", "redis"}
+    for name in ("worker", "events"):
+        assert set(SERVICES[name]["depends_on"]) == {"migrate", "redis"}
+
+
+def test_every_queue_has_a_worker() -> None:
+    broker = BrokerSettings(url=SecretStr("redis://redis"))
+    assert SERVICES["worker"]["command"] == ["worker"]
+    assert Settings(broker=broker).queues == JOB_QUEUES, "all but events"
+    assert SERVICES["events"]["command"] == ["worker", "--queues", "events"]
+
+
+def test_workers_have_one_key_of_webhooks_and_reach_the_same_hosts() -> None:
+    """Who registers a receiver does so in a worker; another one signs what it is sent."""
+    worker, events = SERVICES["worker"], SERVICES["events"]
+    folder = image_environment()["CAPTIONER_DATA_DIR"]
+    assert events["volumes"] == [f"data:{folder}"]
+    assert f"data:{folder}" in worker["volumes"]
+    for name in ("WEBHOOKS__ENCRYPTION_KEY", "MEDIA__ALLOWED_HOSTS", "MEDIA__ALLOWED_PORTS"):
+        variable = ENVIRONMENT_PREFIX + name
+        assert worker["environment"][variable] == events["environment"][variable]
 
 
 def test_addresses_name_services_and_their_ports() -> None:
@@ -317,8 +343,9 @@ def test_volumes_are_declared_and_mounted_where_they_are_read() -> None:
     assert f"models:{image_environment()['HF_HOME']}" in SERVICES["worker"]["volumes"]
 
 
-def test_a_worker_has_time_to_finish() -> None:
-    assert SERVICES["worker"]["stop_grace_period"] == "2m"
+@pytest.mark.parametrize("name", ["worker", "events"])
+def test_a_worker_has_time_to_finish(name: str) -> None:
+    assert SERVICES[name]["stop_grace_period"] == "2m"
 
 
 @pytest.mark.parametrize("file", EVERYTHING)
