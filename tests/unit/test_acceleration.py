@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch.nn import functional
 
 from captioner.errors import ModelLoadError
 from captioner.inference import acceleration, fast, load_captioner, packed_layers
-from captioner.inference.acceleration import accelerate, available_cores
+from captioner.inference.acceleration import accelerate
 from captioner.inference.blip import Blip, attend_tokens
 from captioner.inference.checkpoint import open_checkpoint
 from captioner.inference.fused_layers import WidenedLinear
@@ -51,55 +50,6 @@ def same_threads() -> Iterator[None]:
 def blip(folder: Path, dtype: torch.dtype) -> Blip:
     """The model as it is loaded, with nothing switched on."""
     return load_blip(open_checkpoint(str(folder)), CPU, dtype)
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in the place of `/`, as the module sees it, on a machine of eight cores."""
-    monkeypatch.setattr(acceleration, "Path", lambda name: tmp_path / Path(name).relative_to("/"))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
-    return tmp_path
-
-
-def limit(root: Path, text: str) -> None:
-    file = root / "sys/fs/cgroup/cpu.max"
-    file.parent.mkdir(parents=True)
-    file.write_text(text, encoding="ascii")
-
-
-@pytest.mark.parametrize(
-    ("text", "cores"),
-    [
-        ("max 100000\n", 8),
-        ("200000 100000\n", 2),
-        ("150000 100000\n", 2),
-        ("50000 100000\n", 1),
-        ("1000 100000\n", 1),
-        ("100000 50000\n", 2),
-        ("6400000 100000\n", 8),
-        ("0 100000\n", 1),
-        ("", 8),
-    ],
-)
-def test_cores_are_those_of_the_containers_quota(root: Path, text: str, cores: int) -> None:
-    limit(root, text)
-    assert available_cores() == cores
-
-
-def test_without_a_quota_cores_are_those_of_the_affinity(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert available_cores() == 8
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {3}, raising=False)
-    assert available_cores() == 1
-    limit(root, "400000 100000\n")
-    assert available_cores() == 1
-    # macOS has no affinity, and a machine may not tell its number of cores.
-    monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    assert available_cores() == 4
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert available_cores() == 1
 
 
 @pytest.mark.parametrize(("before", "cores", "after"), [(4, 2, 2), (2, 8, 2), (1, 4, 1)])

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+from captioner.cores import available_cores
 from captioner.inference import Captioner, GenerationOptions, load_captioner, unprojected
-from captioner.inference.acceleration import available_cores
 from captioner.inference.benchmark import make_blip_large, random_weights
 from captioner.inference.benchmark.agreement import judge
 from captioner.inference.benchmark.sides import Ours, Theirs

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from captioner.cores import available_cores
 from captioner.domain import CaptionRequest, Frame, Lane, Media
 from captioner.errors import CanceledError, CrashError, ErrorCode, JobError, PluginError
 from captioner.sampling import ChildSampler, InlineSampler, Sampler, open_plugins
@@ -478,7 +479,7 @@ def test_no_more_decoders_than_asked_for_and_as_few_as_suffice(
 
 def test_by_default_there_is_a_decoder_for_every_core_or_two() -> None:
     sampler = ChildSampler(PluginSettings(), MediaSettings(), LogSettings())
-    count = max(2, os.cpu_count() or 1)
+    count = max(2, available_cores())
     assert [sampler._slots.acquire(Lane.BULK, 0) for _ in range(count + 1)].count(True) == count
 
 

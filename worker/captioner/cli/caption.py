@@ -38,6 +38,7 @@ from captioner.cli.requests import (
     parse_options,
     parse_video,
 )
+from captioner.cores import available_cores
 from captioner.domain import Caption, CaptionRequest
 from captioner.errors import InvalidRequestError, JobError
 from captioner.logs import configure_logging
@@ -193,7 +194,7 @@ def _run(
             except JobError as error:
                 return file, (), error
 
-        workers = settings.engine.max_batch + (os.cpu_count() or 1)
+        workers = settings.engine.max_batch + available_cores()
         with progress_bar() as progress, ThreadPoolExecutor(workers) as executor:
             task = progress.add_task("captioning", total=len(files))
             for result in executor.map(run, files):

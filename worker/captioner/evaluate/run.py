@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from captioner.cores import available_cores
 from captioner.domain import CaptionRequest
 from captioner.errors import ErrorCode, JobError
 from captioner.evaluate.annotations import Picture
@@ -59,7 +59,7 @@ def caption_missing(
 
     todo = [picture for picture in pictures if not predictions.has(picture)]
     failed: list[tuple[Picture, JobError]] = []
-    executor = ThreadPoolExecutor(max_batch + (os.cpu_count() or 1))
+    executor = ThreadPoolExecutor(max_batch + available_cores())
     futures = [executor.submit(run, picture) for picture in todo]
     try:
         for picture, future in zip(todo, futures, strict=True):

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import math
-import os
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import cast
 
 import torch
 
+from captioner.cores import available_cores
 from captioner.errors import describe
 from captioner.inference.attention import attend_few, attend_few_tokens, fastest_attention
 from captioner.inference.blip import Blip, TextLayer, VisionLayer
@@ -139,14 +137,3 @@ def _choose_attention(model: Blip) -> None:
     chosen = fastest_attention(shape, positions.device, positions.dtype)
     for layer in layers:
         layer.attend = chosen
-
-
-def available_cores() -> int:
-    """Cores this process may really use: its affinity, and the quota of its container."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        limit = math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):  # no such file, or `max`: no limit
-        return cores or 1
-    return max(1, min(cores or 1, limit))

@@ -10,6 +10,7 @@ from typing import Any
 
 import redis
 
+from captioner.cores import available_cores
 from captioner.errors import BrokerUnavailableError, describe
 from captioner.queue_bench.tables import server_version
 from captioner.settings import Settings
@@ -21,8 +22,8 @@ def describe_hardware() -> dict[str, Any]:
     """The machine, and how busy it was before the measurement."""
     return {
         "cpu": _cpu_name(),
-        # Not the machine's: those that this process may use.
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        # Not the machine's: those that this process gets.
+        "cores": available_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "load_average": round(os.getloadavg()[0], 2),
     }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
+from captioner.cores import available_cores
 from captioner.domain import CaptionRequest, Frame, Lane, Media
 from captioner.errors import ErrorCode, JobError
 from captioner.media import StillImages
@@ -31,7 +31,7 @@ class InlineSampler:
         self._limits = limits
         # Threads wait for networks by the dozen, but decode only as many as there are cores:
         # each decoded picture may take hundreds of megabytes. A video keeps its slot for long.
-        self._slots = Slots(max(2, os.cpu_count() or 1), {Lane.VIDEO: SHARES[Lane.VIDEO]})
+        self._slots = Slots(max(2, available_cores()), {Lane.VIDEO: SHARES[Lane.VIDEO]})
 
     def sample(
         self,

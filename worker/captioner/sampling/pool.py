@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Generator, Sequence
 
+from captioner.cores import available_cores
 from captioner.domain import CaptionRequest, Frame, Lane, Media
 from captioner.media.slots import SHARES, Slots
 from captioner.plugins import Plugins
@@ -88,7 +88,7 @@ class ChildSampler:
 
 def decoder_count(limits: MediaSettings) -> int:
     """How many processes decode; 0: none, it is done in the worker's threads."""
-    return max(2, os.cpu_count() or 1) if limits.decoders is None else limits.decoders
+    return max(2, available_cores()) if limits.decoders is None else limits.decoders
 
 
 def open_sampler(settings: Settings, plugins: Plugins) -> Sampler:

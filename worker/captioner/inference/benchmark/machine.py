@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 import torch
+
+from captioner.cores import available_cores
 
 _Result = TypeVar("_Result")
 
@@ -25,8 +26,8 @@ def describe_hardware(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "cpu": str(capabilities.get("cpu_name") or platform.processor() or platform.machine()),
         "cpu_instructions": [name for name in _DECISIVE if capabilities.get(name)],
-        # Not the machine's: those that this process may use.
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        # Not the machine's: those that this process gets.
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "gpu": cuda.name if cuda else None,
         "gpu_memory_bytes": cuda.total_memory if cuda else None,
