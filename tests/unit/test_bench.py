@@ -133,6 +133,7 @@ def test_memory_stays_as_it_is_over_many_batches(
         (["--against", "nothing"], "transformers"),
         (["--rounds", "0"], "--rounds"),
         (["--batches", "3"], "--batches"),
+        (["--batches", "59"], "at least 60"),
         (["--dtype", "int8"], "CAPTIONER_MODEL__DTYPE"),
         (["--json", "nowhere/report.json"], "there is no folder"),
         (["--random-weights", "--model", "nowhere/model"], "there is no folder"),

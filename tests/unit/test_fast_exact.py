@@ -65,6 +65,7 @@ def fast(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Captioner
         if request.param == "unprojected":
             patch.setattr(unprojected, "LEAST_IMAGES", 1)
             patch.setattr(unprojected, "MOST_CAPTIONS", 100)
+            patch.setattr(unprojected, "MOST_PROMPT_TOKENS", 100)
             model._runner = unprojected.UnprojectedRunner(model.model)
             for layer in model.model.text.layers:
                 layer.attend_image = unprojected.FewQueries(layer, attend_few)

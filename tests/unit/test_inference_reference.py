@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -24,7 +24,9 @@ from captioner.errors import (
     SettingsError,
 )
 from captioner.inference import Captioner, GeneratedCaption, GenerationOptions, load_captioner
+from captioner.inference.captioner import BACKENDS
 from captioner.options import PAPER
+from captioner.settings import ModelSettings
 from checkpoints import (
     DEC,
     POSITIONS,
@@ -375,6 +377,12 @@ def test_errors_of_the_device_say_what_they_mean(
 def test_an_unknown_backend_is_refused(folder: Path) -> None:
     with pytest.raises(SettingsError, match="CAPTIONER_MODEL__BACKEND"):
         load_captioner(str(folder), backend="onnx")
+
+
+def test_the_setting_takes_every_backend_there_is() -> None:
+    setting = ModelSettings.model_fields["backend"]
+    assert get_args(setting.annotation) == tuple(BACKENDS)
+    assert setting.default == next(iter(BACKENDS))
 
 
 def test_a_wrong_device_or_dtype_is_refused(folder: Path) -> None:

@@ -10,9 +10,7 @@ half types the encoder's attention is the kernel that a short measurement finds 
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import sys
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -23,6 +21,7 @@ from captioner.errors import describe
 from captioner.inference.attention import attend_few, attend_few_tokens, fastest_attention
 from captioner.inference.blip import Blip, TextLayer, VisionLayer
 from captioner.inference.cuda_graphs import GraphRunner
+from captioner.inference.freed_memory import keep_freed_memory
 from captioner.inference.fused_layers import WidenedLinear, fuse
 from captioner.inference.kernels import CudaKernels
 from captioner.inference.packed_layers import Float16Weight, onednn_runs, pack
@@ -32,12 +31,6 @@ from captioner.inference.unprojected import FewQueries, UnprojectedRunner
 _logger = logging.getLogger(__name__)
 
 _HALF = (torch.float16, torch.bfloat16)
-#: Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 2**30
-#: Its greatest threshold of its own choice (DEFAULT_MMAP_THRESHOLD_MAX); it trims at twice that.
-_GLIBC_MMAP_BYTES = 32 * 2**20
-
 #: oneDNN asks for how many rows a weight is laid out; other numbers work, too.
 _ROWS_OF_IMAGES = 577 * 8
 _ROWS_OF_TOKENS = 8
@@ -110,22 +103,6 @@ def _keep_vocabulary_in_float16(model: Blip) -> None:
     except (AttributeError, RuntimeError):  # another build of PyTorch: it stays in float32
         return
     model.text.vocabulary = vocabulary  # type: ignore[assignment]  # called alike
-
-
-def keep_freed_memory(*, keep: bool = True) -> None:
-    """Have glibc keep what is freed for the next layer, instead of giving it back to the kernel.
-
-    By default everything above 32 MiB is mapped afresh each time, and cleared page by page: a batch
-    of 8 images cost 280,000 page faults, and 2.4 s instead of 2.0 s on two cores. It works for the
-    whole process.
-
-    Args:
-        keep: False is what glibc arrives at by itself in a process that frees large blocks.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:  # musl has none
-        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES if keep else _GLIBC_MMAP_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES if keep else 2 * _GLIBC_MMAP_BYTES)
 
 
 def _choose_attention(model: Blip) -> None:

@@ -63,16 +63,17 @@ class Architecture:
     tied: bool = True
 
 
-_EMBEDDINGS = "text_decoder.bert.embeddings"
-_HEAD = "text_decoder.cls.predictions"
+#: Where the decoder's first and last layers are in a file.
+EMBEDDINGS = "text_decoder.bert.embeddings"
+HEAD = "text_decoder.cls.predictions"
 
 #: Copies that files before transformers 5 carry, and what each must equal.
 TIED_COPIES = {
-    f"{_HEAD}.decoder.weight": f"{_EMBEDDINGS}.word_embeddings.weight",
-    f"{_HEAD}.decoder.bias": f"{_HEAD}.bias",
+    f"{HEAD}.decoder.weight": f"{EMBEDDINGS}.word_embeddings.weight",
+    f"{HEAD}.decoder.bias": f"{HEAD}.bias",
 }
 #: Counters 0, 1, 2 … that the same files carry.
-IGNORED_TENSORS = frozenset({f"{_EMBEDDINGS}.position_ids"})
+IGNORED_TENSORS = frozenset({f"{EMBEDDINGS}.position_ids"})
 
 
 def read_architecture(config: Mapping[str, Any]) -> Architecture:
@@ -188,9 +189,9 @@ def _vision_tensors(vision: VisionArchitecture) -> dict[str, tuple[int, ...]]:
 def _text_tensors(text: TextArchitecture, image_width: int) -> dict[str, tuple[int, ...]]:
     width, inner = text.hidden_size, text.intermediate_size
     tensors: dict[str, tuple[int, ...]] = {
-        f"{_EMBEDDINGS}.word_embeddings.weight": (text.vocab_size, width),
-        f"{_EMBEDDINGS}.position_embeddings.weight": (text.max_position_embeddings, width),
-        **_norm(f"{_EMBEDDINGS}.LayerNorm", width),
+        f"{EMBEDDINGS}.word_embeddings.weight": (text.vocab_size, width),
+        f"{EMBEDDINGS}.position_embeddings.weight": (text.max_position_embeddings, width),
+        **_norm(f"{EMBEDDINGS}.LayerNorm", width),
     }
     for index in range(text.num_hidden_layers):
         layer = f"text_decoder.bert.encoder.layer.{index}"
@@ -203,6 +204,6 @@ def _text_tensors(text: TextArchitecture, image_width: int) -> dict[str, tuple[i
         tensors |= _linear(f"{layer}.intermediate.dense", width, inner)
         tensors |= _linear(f"{layer}.output.dense", inner, width)
         tensors |= _norm(f"{layer}.output.LayerNorm", width)
-    tensors |= _linear(f"{_HEAD}.transform.dense", width, width)
-    tensors |= _norm(f"{_HEAD}.transform.LayerNorm", width)
-    return tensors | {f"{_HEAD}.bias": (text.vocab_size,)}
+    tensors |= _linear(f"{HEAD}.transform.dense", width, width)
+    tensors |= _norm(f"{HEAD}.transform.LayerNorm", width)
+    return tensors | {f"{HEAD}.bias": (text.vocab_size,)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from captioner.errors import InvalidRequestError, SettingsError
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
     from captioner.domain import ModelInfo
     from captioner.inference.pixels import Picture
 
-#: What can run a model; the first is the default.
-BACKENDS = ("fast", "transformers")
+#: What can run a model, and where it is; the first is the default.
+BACKENDS = {
+    "fast": "captioner.inference.fast:FastCaptioner",
+    "transformers": "captioner.inference.reference:ReferenceCaptioner",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ def load_captioner(
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    backend: str = BACKENDS[0],
+    backend: str = "fast",
 ) -> Captioner:
     """Load a BLIP captioning model.
 
@@ -140,13 +144,11 @@ def load_captioner(
     place = resolve_device(device)
     precision = resolve_dtype(dtype, place)
     checkpoint = open_checkpoint(model_id, revision)
-    if backend == "transformers":
-        from captioner.inference.reference import ReferenceCaptioner
-
-        return ReferenceCaptioner(checkpoint, device=place, dtype=precision)
-    from captioner.inference.fast import FastCaptioner
-
-    return FastCaptioner(checkpoint, device=place, dtype=precision)
+    module, name = BACKENDS[backend].split(":")
+    captioner: Captioner = getattr(import_module(module), name)(
+        checkpoint, device=place, dtype=precision
+    )
+    return captioner
 
 
 def check_groups(groups: Sequence[Sequence[Picture]]) -> None:

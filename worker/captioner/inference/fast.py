@@ -35,7 +35,7 @@ _ENCODED_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _Prepared:
     """One caption to be made."""
 
     #: uint8 `[side, side, 3]` per picture.
@@ -105,7 +105,7 @@ class FastCaptioner:
         # Every prompt before the first picture: what is refused costs nothing.
         prompts = [self._tokenizer.prompt_ids(one) for one in each]
         jobs = [
-            _Job(
+            _Prepared(
                 pixels=[resize(picture, self._pixels.size) for picture in group],
                 prompt=prompt,
                 options=one,
@@ -124,7 +124,7 @@ class FastCaptioner:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _caption(self, jobs: Sequence[_Job]) -> list[list[GeneratedCaption]]:
+    def _caption(self, jobs: Sequence[_Prepared]) -> list[list[GeneratedCaption]]:
         """Caption all at once, or half by half where the device has too little memory."""
         try:
             return self._caption_at_once(jobs)
@@ -143,7 +143,7 @@ class FastCaptioner:
         half = len(jobs) // 2
         return self._caption(jobs[:half]) + self._caption(jobs[half:])
 
-    def _caption_at_once(self, jobs: Sequence[_Job]) -> list[list[GeneratedCaption]]:
+    def _caption_at_once(self, jobs: Sequence[_Prepared]) -> list[list[GeneratedCaption]]:
         requests: list[Request] = []
         pixels: list[NDArray[np.uint8]] = []
         for job in jobs:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from captioner.errors import ModelLoadError, describe
-from captioner.inference.architecture import Architecture
+from captioner.inference.architecture import EMBEDDINGS, HEAD, Architecture
 from captioner.inference.blip import Blip
 from captioner.inference.checkpoint import Checkpoint
 from captioner.inference.normalisation import fold_normalisation, folds_normalisation
@@ -40,8 +40,6 @@ _TEXT_LAYER = {
     "outer": ["output.dense"],
     "norm_perceptron": ["output.LayerNorm"],
 }
-_EMBEDDINGS = "text_decoder.bert.embeddings"
-_HEAD = "text_decoder.cls.predictions"
 
 
 def sources(architecture: Architecture) -> dict[str, list[str]]:
@@ -52,13 +50,13 @@ def sources(architecture: Architecture) -> dict[str, list[str]]:
         "vision.positions": ["vision_model.embeddings.position_embedding"],
         **_with_bias("vision.patches", ["vision_model.embeddings.patch_embedding"]),
         **_with_bias("vision.norm", ["vision_model.post_layernorm"]),
-        "text.words.weight": [f"{_EMBEDDINGS}.word_embeddings.weight"],
-        "text.positions.weight": [f"{_EMBEDDINGS}.position_embeddings.weight"],
-        **_with_bias("text.norm", [f"{_EMBEDDINGS}.LayerNorm"]),
-        **_with_bias("text.transform", [f"{_HEAD}.transform.dense"]),
-        **_with_bias("text.norm_transform", [f"{_HEAD}.transform.LayerNorm"]),
-        "text.vocabulary.weight": [f"{_EMBEDDINGS}.word_embeddings.weight"],
-        "text.vocabulary.bias": [f"{_HEAD}.bias"],
+        "text.words.weight": [f"{EMBEDDINGS}.word_embeddings.weight"],
+        "text.positions.weight": [f"{EMBEDDINGS}.position_embeddings.weight"],
+        **_with_bias("text.norm", [f"{EMBEDDINGS}.LayerNorm"]),
+        **_with_bias("text.transform", [f"{HEAD}.transform.dense"]),
+        **_with_bias("text.norm_transform", [f"{HEAD}.transform.LayerNorm"]),
+        "text.vocabulary.weight": [f"{EMBEDDINGS}.word_embeddings.weight"],
+        "text.vocabulary.bias": [f"{HEAD}.bias"],
     }
     for ours, theirs, layers, parts in (
         ("vision", "vision_model.encoder.layers", vision.num_hidden_layers, _VISION_LAYER),

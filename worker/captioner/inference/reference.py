@@ -54,11 +54,6 @@ class ReferenceCaptioner:
             raise RuntimeError("this captioner is closed")
         return self._model
 
-    @property
-    def start_id(self) -> int:
-        """[DEC]."""
-        return self._text.bos_token_id
-
     def logits(self, image: Picture, ids: Sequence[int]) -> torch.Tensor:
         """Logits `[len(ids), V]` in float32 after each of `ids`, none of them chosen here."""
         states = self._encode(self.model, image)

@@ -7,9 +7,10 @@ queries instead of on the image's 577 states (DeepSeek-V2 does the same with its
 arXiv 2405.04434, section 2.1.2).
 
 It pays where images are many and queries few: projecting 8 images to keys and values for 12 layers
-took 82 ms (two cores with AMX, bfloat16), and a step of 8 captions takes 13.5 ms instead of 15.5.
-In float32 on old CPUs it took 2.6 s, and a step 88 ms instead of 32, with three captions each 172
-instead of 46: it pays up to 46 and 20 tokens.
+took 82 ms (two cores with AMX, bfloat16), and attention to them takes 13.5 ms a step instead of
+15.5, with three captions each 16 instead of 13. In float32 on old CPUs it took 2.6 s, and a step
+88 ms instead of 32, with three captions each 172 instead of 46: it pays up to 46 and 20 tokens. For
+about 64 queries an image, such as a prompt of 64 tokens, both take as many multiplications.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from captioner.inference.runners import EagerRunner
 LEAST_IMAGES = 4
 #: More take longer for 1,024 numbers a state than for the 96 of a head.
 MOST_CAPTIONS = 3
+#: Longer prompts leave too few of the 64 queries for what is generated.
+MOST_PROMPT_TOKENS = 32
 
 
 class UnprojectedRunner(EagerRunner):
@@ -34,7 +37,11 @@ class UnprojectedRunner(EagerRunner):
 
     def _room(self, states: Tensor, captions: Captions) -> Cache:
         images, count, slots = captions.seen.shape
-        few = images >= LEAST_IMAGES and count <= MOST_CAPTIONS
+        few = (
+            images >= LEAST_IMAGES
+            and count <= MOST_CAPTIONS
+            and captions.prompt_slots <= MOST_PROMPT_TOKENS
+        )
         return self.model.text.room(states, slots, projected=not few)
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from captioner.inference.benchmark import Plan
 
 SCENE_SEED = 17
-#: Fewer say nothing of growth.
-LEAST_BATCHES = 30
+#: Of all sizes and beams; fewer say nothing of growth.
+LEAST_TURNS = 10
 
 
 RandomWeights = Annotated[
@@ -94,7 +94,7 @@ def model(
         int | None,
         typer.Option(
             "--batches",
-            min=LEAST_BATCHES,
+            min=LEAST_TURNS,
             help="Compare nothing: caption this many batches and tell whether memory grows.",
         ),
     ] = None,
@@ -104,6 +104,13 @@ def model(
     Same pictures, same number of tokens, both in one run in alternation, warm-up left out. Timed
     is what lies between pixels of the model's size and tokens.
     """
+    turn = len(_parsed(batch)) * len(_parsed(beams))
+    if batches is not None and batches < LEAST_TURNS * turn:
+        raise typer.BadParameter(
+            f"{batches} are too few to see memory grow: with {turn} kinds of batches (--batch, "
+            f"--beams) at least {LEAST_TURNS * turn}",
+            param_hint="'--batches'",
+        )
     model_id = model_of(context, model_id, random_weights=random_weights)
     settings = settings_from(model__id=model_id, model__device=device, model__dtype=dtype)
     configure_logging(settings.log.model_copy(update={"level": "ERROR"}))

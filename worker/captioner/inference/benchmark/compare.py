@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from captioner.inference.acceleration import keep_freed_memory
 from captioner.inference.benchmark.agreement import Trace, join, judge
 from captioner.inference.benchmark.floor import measure_encoder
 from captioner.inference.benchmark.machine import timed
 from captioner.inference.benchmark.sides import Captions, Ours, Theirs
 from captioner.inference.checkpoint import Checkpoint
 from captioner.inference.devices import dtype_name
+from captioner.inference.freed_memory import keep_freed_memory
 from captioner.inference.pixels import Picture, normalise, resize
 from captioner.inference.tokenizer import load_tokenizer
 from captioner.options import GenerationOptions
@@ -196,11 +196,10 @@ class _Bench:
                 self._reset_peak()
                 # Each side with memory as it would have it in a process of its own, and with a run
                 # that does not count, because the other side has just had everything.
-                keep_freed_memory(keep=name == "ours")
+                self._have_memory_of(name)
                 sides[name]()
                 times[name].append(timed(self._device, sides[name])[0])
                 peaks[name] = max(peaks[name], self._peak(name))
-        keep_freed_memory()
         seconds, reference_seconds = median(times["ours"]), median(times["theirs"])
         return {
             "batch": batch,
@@ -232,9 +231,16 @@ class _Bench:
         model = self.default
         if model is None:
             return {"default_seconds": None, "default_ratio": None}
+        self._have_memory_of("default")
         model.caption(self._normal[:1], options)  # warm-up
         took, _ = timed(self._device, lambda: model.caption(self._normal[:batch], options))
+        self._have_memory_of("ours")
         return {"default_seconds": took, "default_ratio": took / seconds}
+
+    def _have_memory_of(self, name: str) -> None:
+        """Only our model sets how freed memory is kept, and only on CPUs."""
+        if not self._on_cuda:
+            keep_freed_memory(keep=name == "ours")
 
     @property
     def _on_cuda(self) -> bool:

@@ -34,7 +34,7 @@ def measure_memory(
         captioner: any backend.
         pictures: at least `plan.pictures`.
         plan: gives batch sizes, beams and tokens.
-        batches: how many; at least 30.
+        batches: how many; ten turns of the plan's sizes and beams at least, or it says nothing.
         say: told before each batch.
 
     Returns:
@@ -47,7 +47,7 @@ def measure_memory(
         say("captioning, to see whether memory grows")
         batch, options = work[number % len(work)]
         captioner.generate(pictures[:batch], options)
-        if (number + 1) % len(work) == 0 or number + 1 == batches:
+        if (number + 1) % len(work) == 0:
             # After the same batch of each turn: sizes differ in what the allocator keeps.
             resident.append(_resident_bytes())
             allocated.append(torch.cuda.memory_allocated() if torch.cuda.is_available() else 0)
@@ -61,7 +61,7 @@ def measure_memory(
 
 def _growth(name: str, samples: list[int]) -> dict[str, int]:
     tenth = max(1, len(samples) // 10)
-    early, late = median(samples[tenth : 2 * tenth] or samples), median(samples[-tenth:])
+    early, late = median(samples[tenth : 2 * tenth]), median(samples[-tenth:])
     return {
         f"{name}_bytes_early": int(early),
         f"{name}_bytes_late": int(late),
