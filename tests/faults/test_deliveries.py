@@ -167,7 +167,7 @@ def test_deliveries_that_end_or_stop_their_process_are_given_up(house: House, st
     settings = {
         "CAPTIONER_PLUGINS__ENABLED": "poison",
         "CAPTIONER_EVENTS__LEASE_SECONDS": "1",
-        "CAPTIONER_EVENTS__ATTEMPT_TIMEOUT_SECONDS": "0.5",
+        "CAPTIONER_EVENTS__ATTEMPT_TIMEOUT_SECONDS": "2",
         "CAPTIONER_EVENTS__DELAYS_SECONDS": "0,0",
         "CAPTIONER_WORKER__HEARTBEAT_SECONDS": "0.2",
     }
@@ -181,12 +181,12 @@ def test_deliveries_that_end_or_stop_their_process_are_given_up(house: House, st
     dead = store.list_deliveries(DeliveryState.DEAD)
     assert {(one.target, one.last_error) for one in dead} == {
         ("poison", "the plugin ended its process: exit code 3"),
-        ("tar", "the plugin did not return within 0.5 s"),
+        ("tar", "the plugin did not return within 2 s"),
     }
     for delivery in dead:
         assert [one.number for one in store.get_delivery(delivery.id)[1]] == [1, 2, 3]
     # One line a minute for each hook of a plugin: it tells of the target whose turn came first.
-    ended, slow = "ended its process: exit code 3", "did not return within 0.5 s"
+    ended, slow = "ended its process: exit code 3", "did not return within 2 s"
     failed = "plugin 'poison' failed in deliver_event: "
     assert worker.log.count(failed) == 1
     assert f"{failed}{ended}" in worker.log or f"{failed}{slow}" in worker.log

@@ -44,6 +44,8 @@ def shown(field: FieldInfo) -> str:
     default: Any = field.default
     if field.default_factory or default in (None, (), (Path(),)) or isinstance(default, SecretStr):
         return ""
+    if isinstance(default, tuple):  # as the variable takes it
+        return f"`{','.join(map(str, default))}`"
     return f"`{default}`"
 
 

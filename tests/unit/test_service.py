@@ -548,3 +548,28 @@ def test_jobs_leave_nothing_to_the_cycle_collector(bench: Bench) -> None:
 def alive_attempts() -> set[attempts.Attempt]:
     # Not isinstance: some modules answer for their class with a warning.
     return {one for one in gc.get_objects() if type(one) is attempts.Attempt}
+
+
+def test_nothing_stays_open_of_a_service_that_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade(f"sqlite:///{tmp_path}/captioner.sqlite3")
+    model = FakeCaptionModel()
+    engine = InlineEngine(lambda: model, max_batch=8)
+    opened: list[Store] = []
+
+    def open_store(settings: Settings) -> Store:
+        opened.append(Store(create_store_engine(settings.database_url)))
+        return opened[-1]
+
+    def fail(*_: Any) -> None:
+        raise OSError("no decoder can be started")
+
+    monkeypatch.setattr(service, "open_store", open_store)
+    monkeypatch.setattr(service, "open_engine", lambda _settings: engine)
+    monkeypatch.setattr(service, "open_sampler", fail)
+    monkeypatch.setattr(Store, "close", lambda self: opened.remove(self))
+    with pytest.raises(OSError, match="no decoder"):
+        service.open_service(Settings(data_dir=tmp_path))
+    assert opened == []
+    assert not engine._thread.is_alive()

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
@@ -134,7 +134,11 @@ class CaptionService:
         self._in_hand.add(jobs)
         attempts = self._attempts(jobs, tell)
         try:
-            with self._room.taken(len(jobs)) if len(jobs) > 1 else nullcontext(_stay) as leave:
+            with (
+                self._room.taken(len(jobs))
+                if len(jobs) > 1
+                else nullcontext(_holds_no_room) as leave
+            ):
                 for ended in self._worked_off(attempts):
                     leave(len(ended))  # the next message is begun while this one is recorded
                     self._put_away(ended)
@@ -331,7 +335,7 @@ class CaptionService:
         self.store.close()
 
 
-def _stay(_: int) -> None:
+def _holds_no_room(_: int) -> None:
     """A single job is let in whenever there is a thread for it."""
 
 
@@ -394,23 +398,23 @@ def open_service(settings: Settings, *, poll: Callable[[], None] = lambda: None)
         StoreUnavailableError: the database cannot be reached.
         ModelLoadError: the model cannot be loaded.
     """
-    store = open_store(settings)
-    engine = open_engine(settings)
-    try:
+    with ExitStack() as opened:
+        store = open_store(settings)
+        opened.callback(store.close)
+        engine = open_engine(settings)
+        opened.callback(engine.close)
         plugins = open_plugins(settings.plugins, settings.media)
         engine.start(poll)
         owner = store.register_worker(socket.gethostname())
-    except BaseException:
-        engine.close()
-        store.close()
-        raise
-    model = engine.info
-    logger.info(
-        "model %s is resident",
-        model.id,
-        extra={"revision": model.revision, "device": model.device, "dtype": model.dtype},
-    )
-    sampler = open_sampler(settings, plugins)
-    service = CaptionService(store, engine, sampler, plugins, settings, owner)
-    service.reports.begin(settings)
-    return service
+        model = engine.info
+        logger.info(
+            "model %s is resident",
+            model.id,
+            extra={"revision": model.revision, "device": model.device, "dtype": model.dtype},
+        )
+        sampler = open_sampler(settings, plugins)
+        opened.callback(sampler.close)
+        service = CaptionService(store, engine, sampler, plugins, settings, owner)
+        service.reports.begin(settings)
+        opened.pop_all()
+        return service
