@@ -122,6 +122,11 @@ def test_the_setting_of_the_paper_scores_what_comes_after_its_prompt(
         assert row["options"] == PAPER.as_mapping()
         assert row["caption"] == f"a picture of {scene.caption}"
         assert row["continuation"] == scene.caption
+    # What is said beside it comes after it, the prompt too.
+    other = ("--setting", "paper", "--prompt", "a", "--predictions", "q.jsonl")
+    result = evaluate(*other, env=env, folder=folder)
+    assert result.returncode == 0, result.stderr
+    assert rows(folder / "q.jsonl")[0]["options"] == PAPER.as_mapping() | {"prompt": "a"}
 
 
 def test_without_every_caption_there_are_no_scores(env: dict[str, str], folder: Path) -> None:

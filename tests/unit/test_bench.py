@@ -6,6 +6,7 @@ import json
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -276,6 +277,8 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_that_stays_is_seen() -> None:
     class Leaky:
+        info = SimpleNamespace(device="cpu")
+
         def __init__(self) -> None:
             self.kept: list[mmap.mmap] = []
 

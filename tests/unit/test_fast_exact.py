@@ -103,6 +103,13 @@ SUITES: dict[str, dict[str, Any]] = {
     "favour long": {"num_beams": 3, "length_penalty": 2.0, "num_return_sequences": 3},
     "favour short": {"num_beams": 3, "length_penalty": -1.0, "repetition_penalty": 1.1},
     "no length penalty": {"num_beams": 3, "length_penalty": 0.0, "no_repeat_ngram_size": 1},
+    "lengths beyond what scores tell apart": {
+        "num_beams": 3,
+        "length_penalty": 100.0,
+        "num_return_sequences": 3,
+        "max_new_tokens": 16,
+    },
+    "as short as it goes": {"num_beams": 3, "length_penalty": -3.0, "num_return_sequences": 3},
     "trigrams": {"num_beams": 2, "no_repeat_ngram_size": 3, "max_new_tokens": 16},
     "least length": {"num_beams": 3, "min_new_tokens": 8},
     "cut at once": {"num_beams": 3, "max_new_tokens": 1, "num_return_sequences": 2},

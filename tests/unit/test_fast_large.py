@@ -17,7 +17,13 @@ import pytest
 import torch
 
 from captioner.cores import available_cores
-from captioner.inference import Captioner, GenerationOptions, load_captioner, unprojected
+from captioner.inference import (
+    Captioner,
+    GeneratedCaption,
+    GenerationOptions,
+    load_captioner,
+    unprojected,
+)
 from captioner.inference.benchmark import make_blip_large, random_weights
 from captioner.inference.benchmark.agreement import judge
 from captioner.inference.benchmark.sides import Ours, Theirs
@@ -31,6 +37,7 @@ PUBLISHED = random_weights._CONFIG
 SIDE = PUBLISHED["vision_config"]["image_size"]
 SEP = PUBLISHED["text_config"]["sep_token_id"]
 TOKENS = 8
+Results = list[list[GeneratedCaption]]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -98,6 +105,17 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Captioner, 
         theirs.close()
 
 
+def assert_equal(ours: Results, theirs: Results) -> None:
+    assert [[c.token_ids for c in one] for one in ours] == [
+        [c.token_ids for c in one] for one in theirs
+    ]
+    for mine, other in zip(itertools.chain(*ours), itertools.chain(*theirs), strict=True):
+        assert (mine.text, mine.continuation) == (other.text, other.continuation)
+        assert mine.score == pytest.approx(other.score, rel=1e-6)
+        assert (mine.beam_score is None) == (other.beam_score is None)
+        assert (mine.beam_score or 0) == pytest.approx(other.beam_score or 0, rel=1e-6)
+
+
 @pytest.mark.parametrize("prompt", ["", "a photo of"])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_identical_at_the_published_widths(
@@ -111,17 +129,32 @@ def test_identical_at_the_published_widths(
         max_new_tokens=TOKENS,
     )
     ours, theirs = (captioner.generate(pictures(3), options) for captioner in both)
-    assert [[c.token_ids for c in one] for one in ours] == [
-        [c.token_ids for c in one] for one in theirs
-    ]
-    for mine, other in zip(itertools.chain(*ours), itertools.chain(*theirs), strict=True):
-        assert (mine.text, mine.continuation) == (other.text, other.continuation)
-        assert mine.score == pytest.approx(other.score, rel=1e-6)
-        assert (mine.beam_score is None) == (beams == 1)
-        assert (mine.beam_score or 0) == pytest.approx(other.beam_score or 0, rel=1e-6)
+    assert_equal(ours, theirs)
     best = [one[0].token_ids for one in ours]
     assert len(set(best)) == len(best)
     assert len({len(one.token_ids) for one in itertools.chain(*ours)}) > 1
+
+
+def test_mixed_options_and_joint_frames_at_the_published_widths(
+    both: tuple[Captioner, Captioner],
+) -> None:
+    options = [
+        GenerationOptions(num_beams=5, num_return_sequences=5, max_new_tokens=TOKENS),
+        GenerationOptions(
+            prompt="a photo of",
+            repetition_penalty=1.3,
+            no_repeat_ngram_size=2,
+            min_new_tokens=5,
+            max_new_tokens=TOKENS,
+        ),
+        GenerationOptions(prompt="there", num_beams=1, max_new_tokens=2),
+        GenerationOptions(length_penalty=-1.0, max_new_tokens=1),
+    ]
+    ours, theirs = (captioner.generate(pictures(4), options) for captioner in both)
+    assert_equal(ours, theirs)
+    groups = [pictures(3), pictures(2)]
+    ours, theirs = (captioner.generate_joint(groups, options[:2]) for captioner in both)
+    assert_equal(ours, theirs)
 
 
 def test_whole_depth_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ from captioner.inference.captions import Request
 from captioner.inference.pixels import Picture, PixelSettings, normalise, resize
 from captioner.inference.processors import warp
 from captioner.inference.sampling import draw, uniform
+from captioner.options import REPETITION_PENALTIES, TEMPERATURES
 from checkpoints import DEC, IMAGE_SIZE, SEP, VOCABULARY, random_picture, save_tiny_blip
 
 SAMPLES = 3
@@ -93,6 +94,27 @@ def test_without_a_seed_every_call_draws_anew(fast: Captioner) -> None:
     options = sampling(temperature=2.0)
     calls = [[one[0].token_ids for one in fast.generate(images, options)] for _ in range(2)]
     assert calls[0] != calls[1]
+
+
+def test_no_number_draws_a_token_that_has_no_share_or_is_not_there() -> None:
+    nearly = 1 - 2.0**-53
+    scores = torch.tensor([[0.0, 1.0, 2.0, -math.inf], [-math.inf, 0.0, -math.inf, -math.inf]])
+    assert draw(scores, torch.tensor([1.0, 1.0], dtype=torch.float64)).tolist() == [2, 1]
+    for seed in range(20):
+        scores = torch.randn(50, 1000, generator=torch.Generator().manual_seed(seed))
+        drawn = draw(scores, torch.full((50,), nearly, dtype=torch.float64))
+        assert drawn.max() < 1000
+    assert draw(torch.full((1, 4), math.nan), torch.tensor([0.5], dtype=torch.float64)) < 4
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("penalty", REPETITION_PENALTIES)
+def test_the_extremes_of_what_is_allowed_give_captions(
+    fast: Captioner, temperature: float, penalty: float
+) -> None:
+    options = sampling(temperature=temperature, repetition_penalty=penalty, seed=1, top_p=0.9)
+    images = [random_picture(seed) for seed in range(4)]
+    assert all(math.isfinite(one[0].score) for one in fast.generate(images, options))
 
 
 def test_a_cold_sample_is_the_greedy_caption(fast: Captioner) -> None:

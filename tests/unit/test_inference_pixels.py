@@ -67,6 +67,12 @@ def test_other_modes_become_rgb_as_in_the_processor(mode: str) -> None:
     assert np.array_equal(normalise(resize(picture, 16), PixelSettings(16)), expected)
 
 
+def test_premultiplied_grey_is_on_white_like_any_other() -> None:
+    picture = Image.fromarray(_noise(20, 30)).convert("LA")
+    picture.putalpha(255)
+    assert np.array_equal(resize(picture.convert("La"), 16), resize(picture, 16))
+
+
 def test_an_array_and_its_pil_image_give_the_same_pixels() -> None:
     array = _noise(50, 70)
     assert np.array_equal(resize(array, 32), resize(Image.fromarray(array), 32))

@@ -22,13 +22,19 @@ from captioner.options import PAPER, GenerationOptions
         ({"max_new_tokens": 2.5}, "max_new_tokens"),
         ({"min_new_tokens": 5, "max_new_tokens": 4}, "min_new_tokens"),
         ({"temperature": 0}, "temperature"),
+        ({"temperature": 9e-5}, "temperature must be from 0.0001 to 100, not 9e-05"),
+        ({"temperature": 101}, "temperature"),
         ({"temperature": math.nan}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 0.009}, "repetition_penalty must be from 0.01 to 100"),
+        ({"repetition_penalty": 101}, "repetition_penalty"),
         ({"length_penalty": math.inf}, "length_penalty"),
         ({"length_penalty": 100.5}, "length_penalty must be from -100 to 100"),
         ({"length_penalty": -101}, "length_penalty must be from -100 to 100"),
+        ({"length_penalty": -3.1}, r"at least -3.07 for max_new_tokens of 20"),
+        ({"length_penalty": -1.7, "max_new_tokens": 256}, "at least -1.66"),
         ({"do_sample": True, "num_beams": 3}, "do_sample"),
         ({"do_sample": 1, "num_beams": 1}, "do_sample"),
         ({"num_return_sequences": 4}, "num_return_sequences"),
@@ -51,6 +57,21 @@ def test_whole_numbers_become_reals_where_reals_are_meant() -> None:
     options = GenerationOptions(repetition_penalty=1, length_penalty=2)
     assert isinstance(options.repetition_penalty, float)
     assert options.length_penalty == 2.0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"length_penalty": -3.07},
+        {"length_penalty": -100, "max_new_tokens": 1},
+        {"length_penalty": -100, "num_beams": 1},
+        {"length_penalty": 100},
+    ],
+)
+def test_a_length_penalty_is_refused_only_where_scores_would_be_too_great(
+    values: dict[str, Any],
+) -> None:
+    GenerationOptions.from_mapping(values)
 
 
 def test_sampling_may_return_many() -> None:

@@ -17,6 +17,12 @@ MAX_NEW_TOKENS = 256
 MAX_BEAMS = 32
 #: A length to a greater power is beyond what a float holds.
 MAX_LENGTH_PENALTY = 100
+#: Below 0 it multiplies scores: by more than this, they reach -1e9, which is transformers' score of
+#: what must not be chosen.
+MAX_SCORE_FACTOR = 10_000
+#: From least to most: logits that are divided by less, or multiplied by more, become infinite.
+TEMPERATURES = (1e-4, 100.0)
+REPETITION_PENALTIES = (0.01, 100.0)
 #: Far more than any model's positions hold; refused before it is tokenised.
 MAX_PROMPT_CHARACTERS = 4_096
 MAX_ALT_TEXT_CHARACTERS = 1_000
@@ -111,13 +117,16 @@ class GenerationOptions:
                 f"length_penalty must be from -{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY}, "
                 f"not {self.length_penalty}"
             )
-        if self.repetition_penalty <= 0:
+        least, most = REPETITION_PENALTIES
+        if not least <= self.repetition_penalty <= most:
             raise InvalidRequestError(
-                f"repetition_penalty must be above 0, not {self.repetition_penalty}"
+                f"repetition_penalty must be from {least:g} to {most:g}, "
+                f"not {self.repetition_penalty:g}"
             )
-        if self.temperature <= 0:
+        coldest, hottest = TEMPERATURES
+        if not coldest <= self.temperature <= hottest:
             raise InvalidRequestError(
-                f"temperature must be above 0, not {self.temperature}; "
+                f"temperature must be from {coldest:g} to {hottest:g}, not {self.temperature:g}; "
                 "for the likeliest caption leave do_sample off"
             )
         if not 0 < self.top_p <= 1:
@@ -128,6 +137,12 @@ class GenerationOptions:
             raise InvalidRequestError(
                 f"min_new_tokens ({self.min_new_tokens}) must not exceed "
                 f"max_new_tokens ({self.max_new_tokens})"
+            )
+        if self.num_beams > 1 and self.max_new_tokens**-self.length_penalty > MAX_SCORE_FACTOR:
+            least = -math.log(MAX_SCORE_FACTOR) / math.log(self.max_new_tokens)
+            raise InvalidRequestError(
+                f"length_penalty ({self.length_penalty:g}) must be at least "
+                f"{math.ceil(least * 100) / 100:g} for max_new_tokens of {self.max_new_tokens}"
             )
         if self.do_sample and self.num_beams > 1:
             raise InvalidRequestError(

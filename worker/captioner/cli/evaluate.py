@@ -83,7 +83,9 @@ def evaluate(
 
     settings = settings_from(model__id=model, model__device=device, model__dtype=dtype)
     configure_logging(settings.log.model_copy(update={"level": "ERROR"}))
-    options = parse_options(prompt, [*_texts(setting), *(option or ())], settings.generation)
+    options = parse_options(
+        prompt, [*_texts(setting, prompt), *(option or ())], settings.generation
+    )
     require_metrics()
     captions = read_captions(annotations)
     _say_what_is_left_out(captions)
@@ -106,11 +108,14 @@ def evaluate(
         _print(report)
 
 
-def _texts(setting: Setting | None) -> list[str]:
+def _texts(setting: Setting | None, prompt: str | None) -> list[str]:
     """A named setting as `-o` would say it, so that what the user says comes after it."""
     if setting is None:
         return []
-    return [f"{name}={json.dumps(value)}" for name, value in PAPER.as_mapping().items()]
+    values = PAPER.as_mapping()
+    if prompt is not None:  # instead of the setting's
+        del values["prompt"]
+    return [f"{name}={json.dumps(value)}" for name, value in values.items()]
 
 
 def _say_what_is_left_out(captions: CaptionSet) -> None:

@@ -126,8 +126,11 @@ class BeamSearch(Search):
     ) -> None:
         """Take those captions `[B, any number, W]` that end into the best."""
         scores = torch.cat((self.scores, scores + ~ends * _NEVER), dim=1)
-        best_scores, best = scores.topk(self.scores.shape[1])
-        self.scores.copy_(best_scores)
+        count = self.scores.shape[1]
+        best = scores.topk(count).indices
+        # An image that has ended may be counted further, and topk would reorder equal scores.
+        best = torch.where(self.ended[:, None], torch.arange(count, device=best.device), best)
+        self.scores.copy_(scores.gather(1, best))
         for kept, new in (
             (self.lengths, length.expand_as(ends)),
             (self.finished_plain, plain),

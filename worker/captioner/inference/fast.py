@@ -179,13 +179,13 @@ class FastCaptioner:
 
     def _caption_of(self, prompt: tuple[int, ...], generated: Generated) -> GeneratedCaption:
         tokens = generated.tokens
-        words = tokens[:-1] if tokens[-1] == self._text.sep_token_id else tokens
+        words = tokens[:-1] if tokens[-1:] == (self._text.sep_token_id,) else tokens
         continuation = self._tokenizer.decode(words)
         return GeneratedCaption(
             # Without a prompt they are the same: [DEC] is not text.
             text=self._tokenizer.decode((*prompt, *words)) if len(prompt) > 1 else continuation,
             continuation=continuation,
             token_ids=words,
-            score=generated.log_probability / len(tokens),
+            score=generated.log_probability / max(1, len(tokens)),
             beam_score=generated.beam_score,
         )

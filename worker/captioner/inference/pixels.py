@@ -128,6 +128,8 @@ def _rgb(picture: Picture) -> Image.Image:
         raise InvalidRequestError(
             f"a picture must be a PIL image or a uint8 array, not {type(picture).__name__}"
         )
+    if picture.mode == "La":  # Pillow converts it to nothing else
+        picture = picture.convert("LA")
     if "A" in picture.getbands() or picture.info.get("transparency") is not None:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))

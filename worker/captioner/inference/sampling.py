@@ -118,4 +118,9 @@ def draw(scores: Tensor, numbers: Tensor) -> Tensor:
         `[K]`.
     """
     shares = scores.double().softmax(-1).cumsum(-1)
-    return torch.searchsorted(shares, numbers[:, None] * shares[:, -1:], right=True)[:, 0]
+    whole = shares[:, -1:].contiguous()
+    drawn = torch.searchsorted(shares, numbers[:, None] * whole, right=True)
+    # A number next to 1 may be rounded up to it: the last token that has a share. A token that is
+    # not there would end a CUDA process.
+    last = torch.searchsorted(shares, whole)
+    return torch.minimum(drawn, last)[:, 0].clamp(max=scores.shape[-1] - 1)

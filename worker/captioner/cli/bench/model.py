@@ -194,7 +194,9 @@ def _report(
     if batches is not None:
         return report | {"memory": _memory(settings, pictures, plan, batches)}
     with telling(plan.steps) as say:
-        return report | compare(checkpoint, device, dtype, pictures, plan, say)
+        report |= compare(checkpoint, device, dtype, pictures, plan, say)
+    # Again: how many threads there are is known when our model is loaded.
+    return report | {"hardware": describe_hardware(device)}
 
 
 def _memory(settings: Settings, pictures: list[Image], plan: Plan, batches: int) -> dict[str, Any]:

@@ -41,6 +41,8 @@ def measure_memory(
         Bytes of this process in main memory and, on CUDA, allocated on the device.
     """
     work = [(batch, plan.options(beams)) for batch in plan.batches for beams in plan.beams]
+    device = torch.device(captioner.info.device)
+    on_cuda = device.type == "cuda"
     resident: list[int] = []
     allocated: list[int] = []
     for number in range(batches):
@@ -50,12 +52,12 @@ def measure_memory(
         if (number + 1) % len(work) == 0:
             # After the same batch of each turn: sizes differ in what the allocator keeps.
             resident.append(_resident_bytes())
-            allocated.append(torch.cuda.memory_allocated() if torch.cuda.is_available() else 0)
+            allocated.append(torch.cuda.memory_allocated(device) if on_cuda else 0)
     return {
         "batches": batches,
         "samples": len(resident),
         **_growth("resident", resident),
-        **(_growth("device", allocated) if torch.cuda.is_available() else {}),
+        **(_growth("device", allocated) if on_cuda else {}),
     }
 
 
