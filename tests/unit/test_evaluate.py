@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -110,6 +111,31 @@ def kept(tmp_path: Path) -> Path:
         predictions.add(prediction(1))
         predictions.add(prediction(2))
     return path
+
+
+def test_karpathys_split_becomes_a_set_as_the_readme_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```py\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    images = [
+        {
+            "cocoid": number,
+            "filepath": "val2014",
+            "filename": f"COCO_val2014_{number:012}.jpg",
+            "split": split,
+            "sentences": [{"raw": f"a cat {number}"}, {"raw": "A cat."}],
+        }
+        for number, split in ((7, "test"), (8, "train"), (9, "test"))
+    ]
+    monkeypatch.chdir(tmp_path)
+    Path("dataset_coco.json").write_text(json.dumps({"dataset": "coco", "images": images}))
+    exec(compile(code, "README.md", "exec"), {})
+    found = read_captions(Path("karpathy-test.json"))
+    assert found.pictures == (
+        Picture(7, "val2014/COCO_val2014_000000000007.jpg", ("a cat 7", "A cat.")),
+        Picture(9, "val2014/COCO_val2014_000000000009.jpg", ("a cat 9", "A cat.")),
+    )
 
 
 def test_predictions_are_lines_of_json_that_say_what_made_them(kept: Path) -> None:
