@@ -3,7 +3,7 @@
     model = load_captioner("Salesforce/blip-image-captioning-large")
     best = model.generate([picture], GenerationOptions(prompt="a picture of"))[0][0]
 
-The only package that imports torch or transformers, and it does so when a model is loaded, not
+The only package of the service that imports torch or transformers, and when a model is loaded, not
 when it is imported. The contract is in this folder's README.md.
 """
 
