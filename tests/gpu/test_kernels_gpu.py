@@ -53,7 +53,7 @@ def test_a_model_uses_them(dtype: str, caplog: pytest.LogCaptureFixture) -> None
     model = fast.model
     assert not caplog.records
     assert isinstance(model.vision.norm, SummingNorm)
-    assert isinstance(model.text.vocabulary, WidenedLinear)
+    assert isinstance(model.text.lm_head, WidenedLinear)
     for layer in model.text.layers:
         assert isinstance(layer.attend_tokens, FusedTokenAttention)
         assert isinstance(layer.attend_image, FusedImageAttention)

@@ -26,7 +26,7 @@ from checkpoints import random_picture
 picture = random_picture(1)
 model = load_captioner("demo", device="cuda", dtype={dtype!r})
 model.generate([picture], GenerationOptions())
-model.model.text.words.weight.data = model.model.text.words.weight[:1]
+model.model.text.token_embedding.weight.data = model.model.text.token_embedding.weight[:1]
 for attempt in range(2):
     try:
         model.generate([picture], GenerationOptions(num_beams=2))

@@ -75,8 +75,8 @@ def test_in_bfloat16_every_linear_layer_is_packed(checkpoint: Path) -> None:
     assert isinstance(accelerate(model), UnprojectedRunner)
     assert linear_layers(model) == set()
     packed = {name for name, one in model.named_modules() if isinstance(one, PackedLinear)}
-    assert packed == before - {"text.vocabulary"}
-    assert isinstance(model.text.vocabulary, Float16Weight)
+    assert packed == before - {"text.lm_head"}
+    assert isinstance(model.text.lm_head, Float16Weight)
 
 
 @onednn_bfloat16
@@ -90,7 +90,7 @@ def test_without_fbgemm_the_last_layer_is_packed_like_the_others(
     monkeypatch.setattr(torch.ops.quantized, "linear_prepack_fp16", missing, raising=False)
     model = blip(checkpoint, torch.bfloat16)
     accelerate(model)
-    assert isinstance(model.text.vocabulary, PackedLinear)
+    assert isinstance(model.text.lm_head, PackedLinear)
 
 
 def test_a_device_that_is_full_is_told_when_a_model_is_loaded(
@@ -120,7 +120,7 @@ def test_in_float32_the_decoders_linear_layers_are_packed(checkpoint: Path) -> N
     encoders = {name for name in linear_layers(model) if name.startswith("vision.")}
     assert isinstance(accelerate(model), UnprojectedRunner)
     assert linear_layers(model) == encoders
-    assert isinstance(model.text.vocabulary, PackedLinear)
+    assert isinstance(model.text.lm_head, PackedLinear)
     for layer in model.text.layers:
         # Kernels made for half types are not for this one.
         assert layer.attend_tokens is attend_tokens
@@ -170,7 +170,7 @@ def test_the_word_head_is_float32_in_bfloat16(half: Any, checkpoint: Path) -> No
     bias = tensors["text_decoder.cls.predictions.bias"]
     last = decoder.norm_transform(decoder.transform(x))
     assert last.dtype == torch.bfloat16
-    plain = isinstance(decoder.vocabulary, nn.Linear)
+    plain = isinstance(decoder.lm_head, nn.Linear)
     kept = words if plain else words.half().float()
     exact = functional.linear(last.float(), kept, bias)
     assert torch.allclose(found, exact, rtol=0, atol=1e-5)

@@ -42,8 +42,8 @@ def teacher_forced(fast: Any, picture: Any, ids: list[int]) -> torch.Tensor:
     with torch.inference_mode():
         states = fast._encode([resize(picture, fast._pixels.size)])
         decoder, length = fast.model.text, len(ids)
-        cache = decoder.room(states, length)
-        decoder.look(states, cache)
+        cache = decoder.new_cache(states, length)
+        decoder.project_image(states, cache)
         mask = torch.full((1, 1, length, length), float("-inf"), dtype=states.dtype).triu(1)
         slots = torch.arange(length)
         tokens = Tokens(torch.tensor([ids]), slots[None], slots, mask)

@@ -25,7 +25,7 @@ Mutation = Callable[[Any, pytest.MonkeyPatch], None]
 
 
 def drop_bias(fast: Any, patch: pytest.MonkeyPatch) -> None:
-    fast.model.text.layers[1].attended.bias.zero_()
+    fast.model.text.layers[1].attention_output.bias.zero_()
 
 
 def drop_query_bias(fast: Any, patch: pytest.MonkeyPatch) -> None:
@@ -39,7 +39,7 @@ def swap_key_and_value(fast: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 def next_position(fast: Any, patch: pytest.MonkeyPatch) -> None:
-    positions = fast.model.text.positions.weight
+    positions = fast.model.text.position_embedding.weight
     positions.copy_(positions.roll(-1, 0))
 
 

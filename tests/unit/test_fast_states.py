@@ -68,11 +68,11 @@ def reference_states(reference: Any) -> States:
 def fast_states(fast: Any, *, projected: bool = True) -> States:
     decoder, length = fast.model.text, len(IDS[0])
     logits: list[torch.Tensor] = []  # before `TextDecoder.logits` rounds them to float32
-    hook = decoder.vocabulary.register_forward_hook(lambda *given: logits.append(given[2]))
+    hook = decoder.lm_head.register_forward_hook(lambda *given: logits.append(given[2]))
     with torch.inference_mode():
         image = fast._encode([resize(one, fast._pixels.size) for one in PICTURES])
-        cache = decoder.room(image, length, projected=projected)
-        decoder.look(image, cache)
+        cache = decoder.new_cache(image, length, projected=projected)
+        decoder.project_image(image, cache)
         mask = torch.full((1, 1, length, length), float("-inf"), dtype=image.dtype).triu(1)
         slots = torch.arange(length)
         text = decoder(Tokens(torch.tensor(IDS), slots[None], slots, mask), cache)

@@ -160,9 +160,9 @@ def test_image_states_are_projected_to_where_they_stay() -> None:
     assert isinstance(layer, TextLayer)
     states = torch.randn(3, 37, 128, dtype=torch.float64)
     with torch.inference_mode():
-        plain = model.text.room(states, 4)
+        plain = model.text.new_cache(states, 4)
         model.text.by_state = True
-        joined = model.text.room(states, 4)
+        joined = model.text.new_cache(states, 4)
         assert joined.image_keys[0].stride() != plain.image_keys[0].stride()
         # Of the first images alone, too.
         for rows in (3, 2):
@@ -245,7 +245,7 @@ def test_without_kernels_the_model_runs_as_it_is_written(
     captioner: Any = load_captioner("demo", device="cpu", dtype="float16")
     expected = captioner.generate(PICTURES, GenerationOptions())
     model = captioner.model
-    words, bias = model.text.words.weight, model.text.vocabulary.bias
+    words, bias = model.text.token_embedding.weight, model.text.lm_head.bias
     caplog.clear()  # of what loading says of float16 on a CPU
     with caplog.at_level(logging.WARNING):
         acceleration._use_own_kernels(model)
@@ -253,8 +253,8 @@ def test_without_kernels_the_model_runs_as_it_is_written(
     assert "PyTorch's kernels alone" in record.message
     assert "No module named 'cuda'" in record.message
     # Half the memory: the words' own weight.
-    assert model.text.vocabulary.weight.data_ptr() == words.data_ptr()
-    assert torch.equal(model.text.vocabulary.bias, bias)
+    assert model.text.lm_head.weight.data_ptr() == words.data_ptr()
+    assert torch.equal(model.text.lm_head.bias, bias)
     assert any(isinstance(module, nn.LayerNorm) for module in model.modules())
     found = captioner.generate(PICTURES, GenerationOptions())
     assert [one[0].text for one in found] == [one[0].text for one in expected]
@@ -265,13 +265,13 @@ def test_without_such_a_product_the_last_layer_stays_float32(
 ) -> None:
     """On CPUs there is none."""
     model = load_blip(open_checkpoint("demo"), CPU, torch.float16)
-    before = model.text.vocabulary
+    before = model.text.lm_head
     with caplog.at_level(logging.WARNING):
         acceleration._use_own_kernels(model)
     (record,) = caplog.records
     assert "PyTorch's kernels alone" in record.message
-    assert model.text.vocabulary is before
-    assert model.text.head_dtype == torch.float32
+    assert model.text.lm_head is before
+    assert model.text.lm_head_dtype == torch.float32
 
 
 def test_heads_lie_side_by_side_in_what_kernels_read() -> None:

@@ -37,6 +37,6 @@ def test_states_are_projected_where_much_is_asked(
     prompts = [(1,)] * (images - 1) + [(1,) * prompt_tokens]
     requests = [Request((index,), prompt, options, seed=0) for index, prompt in enumerate(prompts)]
     states = torch.zeros(images, 5, runner.model.vision.positions.shape[1])
-    cache = runner._room(states, start_captions(requests, 1))
+    cache = runner._new_cache(states, start_captions(requests, 1))
     assert bool(cache.image_keys) is projected
     assert cache.image_states == ([] if projected else [states])

@@ -67,13 +67,13 @@ def _use_own_kernels(model: Blip) -> None:
     Raises:
         torch.OutOfMemoryError: the device is full.
     """
-    words = model.text.words.weight.detach()
+    words = model.text.token_embedding.weight.detach()
     # The sums stay float32, which is what breaks ties; the weight is rounded like all others.
-    vocabulary = WidenedLinear(words, model.text.vocabulary.bias.detach())
+    lm_head = WidenedLinear(words, model.text.lm_head.bias.detach())
     try:
-        vocabulary(words[:1])
-        model.text.vocabulary = vocabulary  # type: ignore[assignment]  # called alike
-        model.text.head_dtype = words.dtype
+        lm_head(words[:1])
+        model.text.lm_head = lm_head  # type: ignore[assignment]  # called alike
+        model.text.lm_head_dtype = words.dtype
         fuse(model, CudaKernels(words.device, words.dtype))
     except torch.OutOfMemoryError:  # which may be over the next time
         raise
@@ -91,18 +91,18 @@ def _use_packed_layers(model: Blip, *, half: bool) -> None:
         if half:
             layer.attend_tokens = attend_few_tokens
     if half:
-        _keep_vocabulary_in_float16(model)
+        _keep_lm_head_in_float16(model)
         pack(model.vision, _ROWS_OF_IMAGES)
     pack(model.text, _ROWS_OF_TOKENS)
 
 
-def _keep_vocabulary_in_float16(model: Blip) -> None:
+def _keep_lm_head_in_float16(model: Blip) -> None:
     """Read half the bytes from words to logits, where there is FBGEMM."""
     try:
-        vocabulary = Float16Weight(model.text.vocabulary)
+        lm_head = Float16Weight(model.text.lm_head)
     except (AttributeError, RuntimeError):  # another build of PyTorch: it stays in float32
         return
-    model.text.vocabulary = vocabulary  # type: ignore[assignment]  # called alike
+    model.text.lm_head = lm_head  # type: ignore[assignment]  # called alike
 
 
 def _choose_attention(model: Blip) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from captioner.inference.blip import Attention, Tokens, attend_tokens, remember
+from captioner.inference.blip import Attention, Tokens, attend_tokens, write_cache
 
 _RUNS = 5
 #: Of the default's time; a smaller gain is noise.
@@ -73,7 +73,7 @@ def attend_few(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         key: `[B, H, N, D]`.
         value: like the keys.
     """
-    return shares(query, key, query.shape[-1] ** -0.5) @ value
+    return attention_weights(query, key, query.shape[-1] ** -0.5) @ value
 
 
 def attend_few_tokens(joined: Tensor, tokens: Tokens, keys: Tensor, values: Tensor) -> Tensor:
@@ -81,12 +81,12 @@ def attend_few_tokens(joined: Tensor, tokens: Tokens, keys: Tensor, values: Tens
     queries, size = joined.shape[1], keys.shape[3]
     if queries > _FEW_TOKENS:
         return attend_tokens(joined, tokens, keys, values)
-    query = remember(joined, tokens, keys, values)
+    query = write_cache(joined, tokens, keys, values)
     scores = (query @ keys.transpose(2, 3)).float().mul_(size**-0.5).add_(tokens.mask)
     return scores.softmax(-1).to(keys.dtype) @ values
 
 
-def shares(query: Tensor, key: Tensor, scale: float) -> Tensor:
+def attention_weights(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """How much of each key's value a query gets: softmax of their products, in float32 between.
 
     The keys come first in the product: oneDNN reads the first factor as it lies in memory, and

@@ -82,16 +82,16 @@ class VisionLayer(nn.Module):
         self.norm_attention = nn.LayerNorm(width, eps=shape.layer_norm_eps)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.attend: Attention = functional.scaled_dot_product_attention
-        self.attended = ResidualLinear(width, width)
+        self.attention_output = ResidualLinear(width, width)
         self.norm_perceptron = nn.LayerNorm(width, eps=shape.layer_norm_eps)
-        self.inner = GeluLinear(width, shape.intermediate_size)
-        self.outer = ResidualLinear(shape.intermediate_size, width)
+        self.fc1 = GeluLinear(width, shape.intermediate_size)
+        self.fc2 = ResidualLinear(shape.intermediate_size, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, N, W]` to the same."""
         query, key, value = split_heads(self.query_key_value(self.norm_attention(x)), 3, self.heads)
-        x = self.attended(join_heads(self.attend(query, key, value)), x)
-        out: Tensor = self.outer(self.inner(self.norm_perceptron(x)), x)
+        x = self.attention_output(join_heads(self.attend(query, key, value)), x)
+        out: Tensor = self.fc2(self.fc1(self.norm_perceptron(x)), x)
         return out
 
 
@@ -156,11 +156,11 @@ class TextDecoder(nn.Module):
         self.heads = shape.num_attention_heads
         # Never drawn at random: they are read from a file, and to draw where no memory is taken
         # makes PyTorch import its compiler, a quarter of the time in which a worker starts.
-        self.words = nn.Embedding(
+        self.token_embedding = nn.Embedding(
             shape.vocab_size, width, _weight=torch.empty(shape.vocab_size, width)
         )
         length = shape.max_position_embeddings
-        self.positions = nn.Embedding(length, width, _weight=torch.empty(length, width))
+        self.position_embedding = nn.Embedding(length, width, _weight=torch.empty(length, width))
         self.norm = nn.LayerNorm(width, eps=eps)
         self.layers = nn.ModuleList(
             TextLayer(shape, image_width) for _ in range(shape.num_hidden_layers)
@@ -170,11 +170,11 @@ class TextDecoder(nn.Module):
         #: Whether an image's keys and values lie state by state, as they are computed, or head by
         #: head. They are read at every step: on a CPU the latter is 2 to 5 times as fast.
         self.by_state = False
-        # Its weight is that of `words`, in float32 where that is a half type: see `logits`.
-        self.vocabulary = nn.Linear(width, shape.vocab_size)
-        self.head_dtype = torch.float32
+        # Its weight is that of `token_embedding`, in float32 where that is half: see `logits`.
+        self.lm_head = nn.Linear(width, shape.vocab_size)
+        self.lm_head_dtype = torch.float32
 
-    def room(self, states: Tensor, slots: int, *, projected: bool = True) -> Cache:
+    def new_cache(self, states: Tensor, slots: int, *, projected: bool = True) -> Cache:
         """A cache for image states `[B, N, W]` and as many slots, with nothing in it yet.
 
         Args:
@@ -183,21 +183,21 @@ class TextDecoder(nn.Module):
             projected: whether states are projected to keys and values, or seen as they are.
         """
         images, seen = states.shape[:2]
-        size = self.words.embedding_dim // self.heads
+        size = self.token_embedding.embedding_dim // self.heads
 
-        def rooms(length: int) -> list[Tensor]:
+        def empty(length: int) -> list[Tensor]:
             return [states.new_empty(images, self.heads, length, size) for _ in self.layers]
 
-        tokens = (rooms(slots), rooms(slots))
+        tokens = (empty(slots), empty(slots))
         if not projected:
             return Cache([], [], *tokens, [states])
         if not self.by_state:
-            return Cache(rooms(seen), rooms(seen), *tokens)
+            return Cache(empty(seen), empty(seen), *tokens)
         joined = [states.new_empty(images, seen, 2 * self.heads * size) for _ in self.layers]
         keys, values = zip(*(split_heads(one, 2, self.heads) for one in joined), strict=True)
         return Cache(list(keys), list(values), *tokens)
 
-    def look(self, states: Tensor, cache: Cache) -> None:
+    def project_image(self, states: Tensor, cache: Cache) -> None:
         """Project image states `[B, N, W]` once for all that is to be generated from them."""
         for layer, keys, values in zip(
             cast(Iterable[TextLayer], self.layers),
@@ -211,8 +211,8 @@ class TextDecoder(nn.Module):
         """Read tokens, write their keys and values into the cache, and return `[B, Q, W]`."""
         # Images that have ended, and rows without one, are counted further until they are left out.
         # Nobody reads what becomes of them, but a position that is not there ends a CUDA process.
-        positions = tokens.positions.clamp(max=self.positions.num_embeddings - 1)
-        x: Tensor = self.norm(self.words(tokens.ids) + self.positions(positions))
+        positions = tokens.positions.clamp(max=self.position_embedding.num_embeddings - 1)
+        x: Tensor = self.norm(self.token_embedding(tokens.ids) + self.position_embedding(positions))
         for index, layer in enumerate(self.layers):
             x = layer(x, tokens, cache, index)
         return x
@@ -224,7 +224,7 @@ class TextDecoder(nn.Module):
         that are not tied, and flip more captions than transformers does.
         """
         x = self.norm_transform(self.transform(x))
-        out: Tensor = self.vocabulary(x.to(self.head_dtype))
+        out: Tensor = self.lm_head(x.to(self.lm_head_dtype))
         return out.float()
 
 
@@ -238,27 +238,27 @@ class TextLayer(nn.Module):
         self.heads = shape.num_attention_heads
         self.query_key_value = nn.Linear(width, 3 * width)
         self.attend_tokens: TokenAttention = attend_tokens
-        self.attended = ResidualLinear(width, width)
+        self.attention_output = ResidualLinear(width, width)
         self.norm_attention = nn.LayerNorm(width, eps=eps)
         self.attend_image: ImageAttention = functional.scaled_dot_product_attention
         self.image_query = nn.Linear(width, width)
         self.image_key_value = nn.Linear(image_width, 2 * width)
         self.project: Projection = project
-        self.image_attended = ResidualLinear(width, width)
+        self.image_attention_output = ResidualLinear(width, width)
         self.norm_image = nn.LayerNorm(width, eps=eps)
-        self.inner = GeluLinear(width, shape.intermediate_size)
-        self.outer = ResidualLinear(shape.intermediate_size, width)
+        self.fc1 = GeluLinear(width, shape.intermediate_size)
+        self.fc2 = ResidualLinear(shape.intermediate_size, width)
         self.norm_perceptron = nn.LayerNorm(width, eps=eps)
 
     def forward(self, x: Tensor, tokens: Tokens, cache: Cache, index: int) -> Tensor:
         """`[B, Q, W]` to the same; `index` is this layer's in the cache."""
         keys, values = cache.token_keys[index], cache.token_values[index]
         seen = self.attend_tokens(self.query_key_value(x), tokens, keys, values)
-        x = self.norm_attention(self.attended(join_heads(seen), x))
+        x = self.norm_attention(self.attention_output(join_heads(seen), x))
         (query,) = split_heads(self.image_query(x), 1, self.heads)
         seen = self.attend_image(query, *cache.of_images(index))
-        x = self.norm_image(self.image_attended(join_heads(seen), x))
-        out: Tensor = self.norm_perceptron(self.outer(self.inner(x), x))
+        x = self.norm_image(self.image_attention_output(join_heads(seen), x))
+        out: Tensor = self.norm_perceptron(self.fc2(self.fc1(x), x))
         return out
 
 
@@ -281,11 +281,11 @@ def attend_tokens(joined: Tensor, tokens: Tokens, keys: Tensor, values: Tensor) 
     Returns:
         `[B, H, Q, D]`.
     """
-    query = remember(joined, tokens, keys, values)
+    query = write_cache(joined, tokens, keys, values)
     return functional.scaled_dot_product_attention(query, keys, values, attn_mask=tokens.mask)
 
 
-def remember(joined: Tensor, tokens: Tokens, keys: Tensor, values: Tensor) -> Tensor:
+def write_cache(joined: Tensor, tokens: Tokens, keys: Tensor, values: Tensor) -> Tensor:
     """Put tokens' keys and values into the cache; see `attend_tokens`. Returns their queries."""
     query, key, value = split_heads(joined, 3, keys.shape[1])
     keys.index_copy_(2, tokens.slots, key)

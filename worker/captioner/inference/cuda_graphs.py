@@ -205,7 +205,7 @@ class GraphRunner:
             found = _Buffers(
                 decoder=self.model.text,
                 states=room,
-                cache=self.model.text.room(room, captions.seen.shape[2]),
+                cache=self.model.text.new_cache(room, captions.seen.shape[2]),
                 captions=captions.to(states.device).room(rows),
             )
         self._kept[key] = found

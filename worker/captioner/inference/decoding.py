@@ -85,7 +85,7 @@ class Decoding:
         for tensor in (*self.cache.token_keys, *self.cache.token_values):
             # A slot that is not seen counts 0 times; times an infinity left there that is NaN.
             tensor.zero_()
-        self.decoder.look(self.states, self.cache)
+        self.decoder.project_image(self.states, self.cache)
         tokens = self.captions.prompts(self.states.dtype)
         return self.decoder.logits(self.decoder(tokens, self.cache)[:, -1:])
 

@@ -23,21 +23,21 @@ from captioner.inference.normalisation import fold_normalisation, folds_normalis
 _VISION_LAYER = {
     "norm_attention": ["layer_norm1"],
     "query_key_value": ["self_attn.qkv"],
-    "attended": ["self_attn.projection"],
+    "attention_output": ["self_attn.projection"],
     "norm_perceptron": ["layer_norm2"],
-    "inner": ["mlp.fc1"],
-    "outer": ["mlp.fc2"],
+    "fc1": ["mlp.fc1"],
+    "fc2": ["mlp.fc2"],
 }
 _TEXT_LAYER = {
     "query_key_value": [f"attention.self.{part}" for part in ("query", "key", "value")],
-    "attended": ["attention.output.dense"],
+    "attention_output": ["attention.output.dense"],
     "norm_attention": ["attention.output.LayerNorm"],
     "image_query": ["crossattention.self.query"],
     "image_key_value": [f"crossattention.self.{part}" for part in ("key", "value")],
-    "image_attended": ["crossattention.output.dense"],
+    "image_attention_output": ["crossattention.output.dense"],
     "norm_image": ["crossattention.output.LayerNorm"],
-    "inner": ["intermediate.dense"],
-    "outer": ["output.dense"],
+    "fc1": ["intermediate.dense"],
+    "fc2": ["output.dense"],
     "norm_perceptron": ["output.LayerNorm"],
 }
 
@@ -50,13 +50,13 @@ def sources(architecture: Architecture) -> dict[str, list[str]]:
         "vision.positions": ["vision_model.embeddings.position_embedding"],
         **_with_bias("vision.patches", ["vision_model.embeddings.patch_embedding"]),
         **_with_bias("vision.norm", ["vision_model.post_layernorm"]),
-        "text.words.weight": [f"{EMBEDDINGS}.word_embeddings.weight"],
-        "text.positions.weight": [f"{EMBEDDINGS}.position_embeddings.weight"],
+        "text.token_embedding.weight": [f"{EMBEDDINGS}.word_embeddings.weight"],
+        "text.position_embedding.weight": [f"{EMBEDDINGS}.position_embeddings.weight"],
         **_with_bias("text.norm", [f"{EMBEDDINGS}.LayerNorm"]),
         **_with_bias("text.transform", [f"{HEAD}.transform.dense"]),
         **_with_bias("text.norm_transform", [f"{HEAD}.transform.LayerNorm"]),
-        "text.vocabulary.weight": [f"{EMBEDDINGS}.word_embeddings.weight"],
-        "text.vocabulary.bias": [f"{HEAD}.bias"],
+        "text.lm_head.weight": [f"{EMBEDDINGS}.word_embeddings.weight"],
+        "text.lm_head.bias": [f"{HEAD}.bias"],
     }
     for ours, theirs, layers, parts in (
         ("vision", "vision_model.encoder.layers", vision.num_hidden_layers, _VISION_LAYER),
@@ -93,9 +93,9 @@ def load_blip(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) 
             f"the model {checkpoint.model_id!r} {reason} {device}: {describe(error)}"
         ) from None
     model.load_state_dict(weights, assign=True)
-    model.text.head_dtype = model.text.vocabulary.weight.dtype
-    if model.text.head_dtype == model.text.words.weight.dtype:
-        model.text.vocabulary.weight = model.text.words.weight
+    model.text.lm_head_dtype = model.text.lm_head.weight.dtype
+    if model.text.lm_head_dtype == model.text.token_embedding.weight.dtype:
+        model.text.lm_head.weight = model.text.token_embedding.weight
     return model.requires_grad_(requires_grad=False).eval()
 
 
@@ -115,11 +115,11 @@ def _read(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> d
         for ours, theirs in all_sources.items():
             weights[ours] = _join(stored(name).to(dtype) for name in theirs)
         # Read again rather than converted back: the file may hold more than half types can.
-        head_dtype = torch.promote_types(dtype, torch.float32)
+        lm_head_dtype = torch.promote_types(dtype, torch.float32)
         for kind in ("weight", "bias"):
-            name = f"text.vocabulary.{kind}"
+            name = f"text.lm_head.{kind}"
             (source,) = all_sources[name]
-            weights[name] = stored(source).to(head_dtype)
+            weights[name] = stored(source).to(lm_head_dtype)
         patches = "vision_model.embeddings.patch_embedding"
         weight, bias = stored(f"{patches}.weight"), stored(f"{patches}.bias")
     if folds_normalisation(dtype):

@@ -49,7 +49,7 @@ def _trial(model: Blip, kernels: Kernels) -> list[Tensor]:
         norm = (numbers(width), numbers(width), 1e-5, total)
         results += [kernels.add_norm(numbers(_TRIED, width), numbers(_TRIED, width), *norm), total]
     heads, states = text.heads, len(model.vision.positions)
-    size = text.words.embedding_dim // heads
+    size = text.token_embedding.embedding_dim // heads
     # Each number of queries is a kernel of its own.
     for queries in range(1, MOST_QUERIES + 1):
         if suits_attention(queries, states, size):

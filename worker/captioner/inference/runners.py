@@ -70,7 +70,7 @@ class EagerRunner:
         return Decoding(
             decoder=self.model.text,
             states=states,
-            cache=self._room(states, captions),
+            cache=self._new_cache(states, captions),
             captions=captions.to(device),
             search=search.to(device),
             processors=processors.to(device),
@@ -83,5 +83,5 @@ class EagerRunner:
     def release(self) -> None:
         """Nothing is held."""
 
-    def _room(self, states: Tensor, captions: Captions) -> Cache:
-        return self.model.text.room(states, captions.seen.shape[2])
+    def _new_cache(self, states: Tensor, captions: Captions) -> Cache:
+        return self.model.text.new_cache(states, captions.seen.shape[2])

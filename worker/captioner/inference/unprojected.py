@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captioner.inference.attention import shares
+from captioner.inference.attention import attention_weights
 from captioner.inference.blip import Attention, Cache, TextLayer
 from captioner.inference.captions import Captions
 from captioner.inference.runners import EagerRunner
@@ -35,14 +35,14 @@ MOST_PROMPT_TOKENS = 32
 class UnprojectedRunner(EagerRunner):
     """The decoder as it is written, with image states as they are where that is faster."""
 
-    def _room(self, states: Tensor, captions: Captions) -> Cache:
+    def _new_cache(self, states: Tensor, captions: Captions) -> Cache:
         images, count, slots = captions.seen.shape
         few = (
             images >= LEAST_IMAGES
             and count <= MOST_CAPTIONS
             and captions.prompt_slots <= MOST_PROMPT_TOKENS
         )
-        return self.model.text.room(states, slots, projected=not few)
+        return self.model.text.new_cache(states, slots, projected=not few)
 
 
 class FewQueries:
@@ -70,7 +70,7 @@ class FewQueries:
         # `[H, B × Q, D]` to `[B, H × Q, W]`: one product a head, then one an image.
         asked = query.transpose(0, 1).reshape(heads, images * queries, size) @ self._keys
         asked = asked.view(heads, images, queries, -1).transpose(0, 1).flatten(1, 2)
-        mean = shares(asked, states, size**-0.5) @ states
+        mean = attention_weights(asked, states, size**-0.5) @ states
         # And back.
         mean = mean.view(images, heads, queries, -1).transpose(0, 1).flatten(1, 2)
         values: Tensor = mean @ self._values + self._bias
