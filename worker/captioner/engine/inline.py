@@ -15,6 +15,7 @@ from captioner.engine.batcher import Batcher, Work
 from captioner.engine.running import as_job_error, load_model, run_batch
 from captioner.engine.slots import checked_pixels
 from captioner.errors import DeviceLostError, ModelLoadError
+from captioner.inference.freed_memory import share_heap
 from captioner.model import CaptionModel
 from captioner.options import GenerationOptions
 
@@ -54,6 +55,7 @@ class InlineEngine:
 
     def start(self, poll: Callable[[], None] = lambda: None) -> None:
         """Load the model; see `Engine.start`."""
+        share_heap()
         self._thread.start()
         while True:
             try:

@@ -1,12 +1,13 @@
-"""Memory that a process keeps for itself when a layer frees it."""
+"""Memory that a process keeps for itself when a layer frees it, by glibc's malloc."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 #: Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _KEPT_BYTES = 2**30
 #: Its greatest threshold of its own choice (DEFAULT_MMAP_THRESHOLD_MAX); it trims at twice that.
 _GLIBC_MMAP_BYTES = 32 * 2**20
@@ -22,11 +23,27 @@ def keep_freed_memory(*, keep: bool = True) -> None:
     Args:
         keep: False is what glibc arrives at by itself in a process that frees large blocks.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:  # musl has none
+    mallopt = _mallopt()
+    if mallopt is None:
         return
     # Older ones refuse more than their own greatest threshold, and would stay at any lower one:
     # what follows ends their search for it.
     if not mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES if keep else _GLIBC_MMAP_BYTES):
         mallopt(_M_MMAP_THRESHOLD, _GLIBC_MMAP_BYTES)
     mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES if keep else 2 * _GLIBC_MMAP_BYTES)
+
+
+def share_heap() -> None:
+    """Have threads that begin from now on take memory from the first thread's heap.
+
+    The heaps of others hold 64 MiB: a block that is larger is mapped afresh each time, and cleared
+    page by page, whatever `keep_freed_memory` says. So a thread is to begin after this if it is to
+    run a model.
+    """
+    if mallopt := _mallopt():
+        mallopt(_M_ARENA_MAX, 1)
+
+
+def _mallopt() -> Callable[[int, int], int] | None:
+    """What sets malloc's parameters, and returns 0 where it refuses; musl and others have none."""
+    return getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
