@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -292,3 +294,26 @@ def test_memory_that_stays_is_seen() -> None:
     plan = Plan(batches=(1,), beams=(1,))
     found = measure_memory(leaky, [], plan, 100)
     assert found["resident_bytes_growth"] > 50 * 2**20
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("also_default", [False, True])
+def test_each_side_has_the_memory_of_its_own_process_and_the_encoder_ours(
+    checkpoint: Any, monkeypatch: pytest.MonkeyPatch, rounds: int, also_default: bool
+) -> None:
+    told: list[object] = []
+
+    def encoder(*_: object) -> dict[str, Any]:
+        told.append("encoder")
+        return {}
+
+    compare = import_module("captioner.inference.benchmark.compare")  # the package's is a function
+    monkeypatch.setattr(compare, "keep_freed_memory", lambda *, keep: told.append(keep))
+    monkeypatch.setattr(compare, "measure_encoder", encoder)
+    asked: dict[str, Any] = {"rounds": rounds, "also_default": also_default}
+    plan = Plan(batches=(1,), beams=(1,), tokens=2, encoder_batch=1, **asked)
+    place = torch.device("cpu"), torch.float64
+    compare.compare(checkpoint, *place, PIXELS[:1], plan)
+    turns = [[True, False], [False, True]][:rounds]
+    default = [False, True] if also_default else []
+    assert told == [*itertools.chain(*turns), True, *default, "encoder"]

@@ -60,13 +60,19 @@ def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch, platf
 
 
 FAULTS = """
-import resource, threading
+import ctypes, resource, threading
+
+libc = ctypes.CDLL(None)
+libc.prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page would be one fault for 512
+if not libc.mallopt(-3, 2**30):
+    raise SystemExit("older")
+
 import torch
 from captioner.inference.freed_memory import keep_freed_memory, share_heap
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(40 * 2**20 // 4)  # 10,240 pages
+    torch.ones(80 * 2**20 // 4)  # 20,480 pages, and more than the heap of a thread holds
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 def work():
@@ -88,6 +94,7 @@ if {thread}:
     [
         ("keep_freed_memory()", "", False, True),
         ("keep_freed_memory()", "share_heap()", True, True),
+        ("keep_freed_memory()", "", True, False),
         ("keep_freed_memory(keep=False)", "share_heap()", True, False),
     ],
 )

@@ -562,13 +562,19 @@ def test_nothing_stays_open_of_a_service_that_cannot_be_opened(
         opened.append(Store(create_store_engine(settings.database_url)))
         return opened[-1]
 
+    close = Store.close
+
+    def closed(self: Store) -> None:
+        opened.remove(self)
+        close(self)
+
     def fail(*_: Any) -> None:
         raise OSError("no decoder can be started")
 
     monkeypatch.setattr(service, "open_store", open_store)
     monkeypatch.setattr(service, "open_engine", lambda _settings: engine)
     monkeypatch.setattr(service, "open_sampler", fail)
-    monkeypatch.setattr(Store, "close", lambda self: opened.remove(self))
+    monkeypatch.setattr(Store, "close", closed)
     with pytest.raises(OSError, match="no decoder"):
         service.open_service(Settings(data_dir=tmp_path))
     assert opened == []

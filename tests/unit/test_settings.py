@@ -51,6 +51,7 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("MODEL__DTYPE", "int8", "not 'int8'"),
         ("ENGINE__MAX_BATCH", "0", "greater than or equal to 1"),
         ("ENGINE__MAX_BATCH", "many", "valid integer"),
+        ("EVENTS__DELAYS_SECONDS", "5,,30", "valid number"),
         ("MODEL__IDD", "x", "not a setting"),
         ("DATABSE__URL", "sqlite:///secret", "not a setting"),
         ("DATABASE__URL", "mysql://root:secret@db/x", "must begin with sqlite:// or postgresql://"),

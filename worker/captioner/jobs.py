@@ -105,8 +105,7 @@ class Jobs(AbstractContextManager["Jobs"]):
             metadata: anything JSON can hold; echoed in results.
             lane: `bulk` lets interactive jobs overtake; by default it is `video` for what has video
                 options, or the suffix or media type of a video, else `interactive`.
-            deadline_at: with a time zone; a job that waits for a worker, or for its next attempt,
-                by then expires. One that runs by then is ended as usual.
+            deadline_at: with a time zone; the job expires if it has not ended by then.
             webhook_url: who is told how the job ended, by a signed webhook.
 
         Raises:

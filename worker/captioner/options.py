@@ -20,7 +20,7 @@ MAX_LENGTH_PENALTY = 100
 #: Below 0 it multiplies scores: by more than this, they reach -1e9, which is transformers' score of
 #: what must not be chosen.
 MAX_SCORE_FACTOR = 10_000
-#: From least to most: logits that are divided by less, or multiplied by more, become infinite.
+#: From least to most: more than anybody needs, and far from where scores become infinite.
 TEMPERATURES = (1e-4, 100.0)
 REPETITION_PENALTIES = (0.01, 100.0)
 #: Far more than any model's positions hold; refused before it is tokenised.

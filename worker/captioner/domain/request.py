@@ -37,7 +37,7 @@ class CaptionRequest:
     #: Opaque to captioner; stored, and echoed in results and events.
     metadata: Mapping[str, Any] = field(default_factory=dict)
     lane: Lane = Lane.INTERACTIVE
-    #: Not begun or tried again after this, with a time zone (kept as UTC): it expires.
+    #: Of no use after this, with a time zone (kept as UTC); what has not ended by then expires.
     deadline_at: datetime | None = None
     #: Who is told how the job ended; it may hold a secret.
     webhook_url: str | None = field(default=None, repr=False)

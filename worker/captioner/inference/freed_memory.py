@@ -34,11 +34,11 @@ def keep_freed_memory(*, keep: bool = True) -> None:
 
 
 def share_heap() -> None:
-    """Have threads that begin from now on take memory from the first thread's heap.
+    """Have threads that begin from now on get no heap of their own.
 
-    The heaps of others hold 64 MiB: a block that is larger is mapped afresh each time, and cleared
-    page by page, whatever `keep_freed_memory` says. So a thread is to begin after this if it is to
-    run a model.
+    Such a heap holds 64 MiB: a block that is larger is mapped afresh each time, and cleared page by
+    page, whatever `keep_freed_memory` says. From now on they share the first thread's, or one that
+    an earlier thread has left. So a thread that is to run a model begins after this, and early.
     """
     if mallopt := _mallopt():
         mallopt(_M_ARENA_MAX, 1)

@@ -44,7 +44,7 @@ class Settings(BaseSettings):
 
     data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
         default_factory=lambda: platformdirs.user_data_path("captioner", appauthor=False),
-        description="Folder of the embedded database and broker.",
+        description="Folder of the embedded database and broker, and the key of webhooks.",
     )
     database: DatabaseSettings = DatabaseSettings()
     broker: BrokerSettings = BrokerSettings()

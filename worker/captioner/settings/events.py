@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
-from captioner.settings.section import Section, comma_separated
-
-Pauses = Annotated[tuple[float, ...], BeforeValidator(comma_separated), NoDecode]
+from captioner.settings.section import Section
 
 
 class EventSettings(Section):
@@ -34,10 +32,16 @@ class EventSettings(Section):
     attempt_timeout_seconds: float = Field(
         30.0, gt=0, le=3600, description="An attempt that takes longer has failed."
     )
-    delays_seconds: Pauses = Field(
+    delays_seconds: Annotated[tuple[float, ...], NoDecode] = Field(
         (5, 30, 120, 600, 3_600, 10_800, 28_800, 86_400),
         description="Pauses before each new attempt, separated by commas; after the last: dead.",
     )
+
+    @field_validator("delays_seconds", mode="before")
+    @classmethod
+    def _split_delays(cls, value: object) -> object:
+        # An empty part is a mistake: without it there would be an attempt less.
+        return value.split(",") if isinstance(value, str) else value
 
     @field_validator("delays_seconds")
     @classmethod

@@ -192,9 +192,10 @@ def _report(
     }
     pictures = _pictures(plan.pictures)
     if batches is not None:
-        return report | {"memory": _memory(settings, pictures, plan, batches)}
-    with telling(plan.steps) as say:
-        report |= compare(checkpoint, device, dtype, pictures, plan, say)
+        report["memory"] = _memory(settings, pictures, plan, batches)
+    else:
+        with telling(plan.steps) as say:
+            report |= compare(checkpoint, device, dtype, pictures, plan, say)
     # Again: how many threads there are is known when our model is loaded.
     return report | {"hardware": describe_hardware(device)}
 
