@@ -10,9 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
 from uuid import UUID
 
 from captioner.attempts import Attempt
@@ -22,20 +20,18 @@ from captioner.domain import (
     ClaimedJob,
     FrameCaptions,
     JobState,
-    Lane,
     ModelInfo,
-    Outcome,
     Progress,
     Requeue,
 )
 from captioner.engine import Engine, EngineStats
-from captioner.errors import JobNotFoundError, StoreUnavailableError
-from captioner.events import Event, event_type
+from captioner.errors import StoreUnavailableError
 from captioner.frame_log import FrameLog
 from captioner.in_hand import Claim, InHand
 from captioner.loading import open_engine
 from captioner.pipeline import Pipeline
 from captioner.plugins import Plugins
+from captioner.recording import Recorder, patiently
 from captioner.reports import Reports
 from captioner.room import Room
 from captioner.sampling import Sampler, decoder_count, open_plugins, open_sampler
@@ -43,9 +39,6 @@ from captioner.settings import Settings
 from captioner.stats import WorkerStats
 from captioner.store import CombinedStore, Store, open_store
 
-#: How long a thread waits for a database that is away, and how often it asks.
-STORE_PATIENCE_SECONDS = 120.0
-STORE_RETRY_SECONDS = 1.0
 #: Jobs claimed at once before no more messages are taken, in multiples of the concurrency: as much
 #: as a fast GPU needs until the next look.
 MOST_CLAIMED = 10
@@ -53,8 +46,6 @@ MOST_CLAIMED = 10
 GATHER_SECONDS = 0.02
 
 logger = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 
 class CaptionService:
@@ -78,6 +69,7 @@ class CaptionService:
         #: What the plugins hear, and what is counted of them.
         self.reports = Reports(store, plugins)
         self.reports.include(self._add_stats)
+        self._recorder = Recorder(store, self._combined, plugins, self.reports.observers)
         self._sampler = sampler
         self._pipeline = Pipeline(
             engine, sampler, settings.media, plugins=plugins, concurrency=settings.concurrency
@@ -128,7 +120,7 @@ class CaptionService:
             StoreUnavailableError: the database stayed away for too long.
         """
         # Claimed first: what waits without an owner would be taken for lost.
-        jobs = self._patiently(lambda: self._combined.claim(job_ids))
+        jobs = patiently(lambda: self._combined.claim(job_ids))
         if not jobs:
             return []  # without waiting for room, or for its turn
         self._in_hand.add(jobs)
@@ -141,7 +133,8 @@ class CaptionService:
             ):
                 for ended in self._worked_off(attempts):
                     leave(len(ended))  # the next message is begun while this one is recorded
-                    self._put_away(ended)
+                    self._recorder.put_away(ended)
+                    self._in_hand.remove([one.job for one in ended])
         except BaseException:
             # Left over when the database stays away: what still runs is in vain.
             for attempt in attempts:
@@ -182,7 +175,7 @@ class CaptionService:
         ]
 
     def _recorded_frames(self, job: ClaimedJob) -> Sequence[FrameCaptions]:
-        return self._patiently(lambda: self.store.recorded_frames(job, self.model))
+        return patiently(lambda: self.store.recorded_frames(job, self.model))
 
     def _worked_off(self, attempts: Sequence[Attempt]) -> Iterator[list[Attempt]]:
         """Work on all of them at once; yields those that have ended, as they do."""
@@ -194,77 +187,6 @@ class CaptionService:
             ended &= pending  # what was given up may still become ready
             pending -= ended
             yield [one for one in attempts if one in ended]
-
-    def _put_away(self, attempts: Sequence[Attempt]) -> None:
-        """Record how these ended, and set what each job is then."""
-        ended: list[tuple[Attempt, Outcome]] = []
-        put_back: list[tuple[Attempt, Requeue]] = []
-        unwanted: list[Attempt] = []
-        for one in attempts:
-            match one.end():
-                case Outcome() as outcome:
-                    ended.append((one, outcome))
-                case Requeue() as requeue:
-                    put_back.append((one, requeue))
-                case None:
-                    unwanted.append(one)
-        self._combined.forget([one.job.id for one in unwanted])
-        unwanted += self._record(ended) + self._put_back(put_back)
-        for one in unwanted:  # canceled, or another attempt has begun: that one counts
-            logger.info("the result is not wanted any more", extra=_extra(one.job))
-            one.state = self._state_of(one.job)
-        self._in_hand.remove([one.job for one in attempts])
-
-    def _record(self, ended: Sequence[tuple[Attempt, Outcome]]) -> list[Attempt]:
-        """Record these results; those attempts that nobody wants one of any more."""
-        if not ended:
-            return []
-        outcomes = [outcome for _, outcome in ended]
-        written = self._patiently(lambda: self._combined.record(outcomes))
-        recorded = [pair for pair, done in zip(ended, written, strict=True) if done]
-        observed = self.plugins.implement("observe")
-        for one, outcome in recorded:
-            one.state = outcome.state
-            if observed:
-                event = _event(outcome, one.job.request.lane)
-                self.reports.observers.tell("observe", event=event)
-        _log([outcome for _, outcome in recorded])
-        return [one for (one, _), done in zip(ended, written, strict=True) if not done]
-
-    def _put_back(self, put_back: Sequence[tuple[Attempt, Requeue]]) -> list[Attempt]:
-        """Put these attempts back; those whose jobs are not theirs any more."""
-        if not put_back:
-            return []
-        requeues = [requeue for _, requeue in put_back]
-        done = self._patiently(lambda: self._combined.requeue(requeues))
-        for (one, requeue), again in zip(put_back, done, strict=True):
-            if again:
-                one.state = JobState.QUEUED
-                if failure := requeue.failure:
-                    logger.warning(
-                        "the job will be tried again: %s",
-                        failure.message,
-                        extra=_extra(one.job) | {"error_code": failure.code.value},
-                    )
-        return [one for (one, _), again in zip(put_back, done, strict=True) if not again]
-
-    def _state_of(self, job: ClaimedJob) -> JobState:
-        try:
-            return self._patiently(lambda: self.store.get(job.id).state)
-        except JobNotFoundError:  # canceled, and deleted since
-            return JobState.CANCELED
-
-    def _patiently(self, work: Callable[[], Result]) -> Result:
-        """Wait for a database that is away: what was captioned is worth it."""
-        give_up = time.monotonic() + STORE_PATIENCE_SECONDS
-        while True:
-            try:
-                return work()
-            except StoreUnavailableError as error:
-                if time.monotonic() > give_up:
-                    raise
-                logger.warning("waiting for the database: %s", error)
-                time.sleep(STORE_RETRY_SECONDS)
 
     def look_after(self) -> None:
         """Compare what is in hand with what SQL says is; to be called at every heartbeat.
@@ -348,42 +270,6 @@ def _waited_for(ready: SimpleQueue[Attempt], most: int) -> set[Attempt]:
         while len(found) < most:
             found.add(ready.get(timeout=max(0.0, until - time.monotonic())))
     return found
-
-
-def _extra(job: ClaimedJob) -> dict[str, Any]:
-    return {"job_id": str(job.id), "attempt": job.attempt}
-
-
-def _log(outcomes: Sequence[Outcome]) -> None:
-    """A line for each, but one for all that succeeded together: thousands a second say nothing."""
-    succeeded = [one for one in outcomes if one.state is JobState.SUCCEEDED]
-    together = len(succeeded) > 1
-    for outcome in outcomes:
-        if together and outcome.state is JobState.SUCCEEDED:
-            continue
-        extra = {
-            "job_id": str(outcome.job_id),
-            "seconds": outcome.timings["total"],
-            "attempt": outcome.attempt,
-        }
-        if outcome.failure:
-            extra["error_code"] = outcome.failure.code.value
-        logger.info("job %s", outcome.state, extra=extra)
-    if together:
-        seconds = max(one.timings["total"] for one in succeeded)
-        logger.info("%d jobs succeeded", len(succeeded), extra={"seconds": seconds})
-
-
-def _event(outcome: Outcome, lane: Lane) -> Event:
-    return Event(
-        job_id=outcome.job_id,
-        type=event_type(outcome.state, lane),
-        state=outcome.state,
-        attempt=outcome.attempt,
-        occurred_at=datetime.now(UTC),
-        error_code=outcome.failure.code if outcome.failure else None,
-        timings=tuple(outcome.timings.items()),
-    )
 
 
 def open_service(settings: Settings, *, poll: Callable[[], None] = lambda: None) -> CaptionService:

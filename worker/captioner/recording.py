@@ -1,0 +1,153 @@
+"""How attempts end in SQL: recorded, put back, or not wanted any more."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from captioner.attempts import Attempt
+from captioner.domain import ClaimedJob, JobState, Lane, Outcome, Requeue
+from captioner.errors import JobNotFoundError, StoreUnavailableError
+from captioner.events import Event, event_type
+from captioner.observers import Observers
+from captioner.plugins import Plugins
+from captioner.store import CombinedStore, Store
+
+#: How long a thread waits for a database that is away, and how often it asks.
+STORE_PATIENCE_SECONDS = 120.0
+STORE_RETRY_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+class Recorder:
+    """Writes what became of attempts, and tells the observers. For any thread."""
+
+    def __init__(
+        self, store: Store, combined: CombinedStore, plugins: Plugins, observers: Observers
+    ) -> None:
+        """`combined` writes to `store`; `observers` are those of `plugins`."""
+        self._store = store
+        self._combined = combined
+        self._plugins = plugins
+        self._observers = observers
+
+    def put_away(self, attempts: Sequence[Attempt]) -> None:
+        """Record how these ended, and set what each job is then.
+
+        Raises:
+            StoreUnavailableError: the database stayed away for too long.
+        """
+        ended: list[tuple[Attempt, Outcome]] = []
+        put_back: list[tuple[Attempt, Requeue]] = []
+        unwanted: list[Attempt] = []
+        for one in attempts:
+            match one.end():
+                case Outcome() as outcome:
+                    ended.append((one, outcome))
+                case Requeue() as requeue:
+                    put_back.append((one, requeue))
+                case None:
+                    unwanted.append(one)
+        self._combined.forget([one.job.id for one in unwanted])
+        unwanted += self._record(ended) + self._put_back(put_back)
+        for one in unwanted:  # canceled, or another attempt has begun: that one counts
+            logger.info("the result is not wanted any more", extra=_extra(one.job))
+            one.state = self._state_of(one.job)
+
+    def _record(self, ended: Sequence[tuple[Attempt, Outcome]]) -> list[Attempt]:
+        """Record these results; those attempts that nobody wants one of any more."""
+        if not ended:
+            return []
+        outcomes = [outcome for _, outcome in ended]
+        written = patiently(lambda: self._combined.record(outcomes))
+        recorded = [pair for pair, done in zip(ended, written, strict=True) if done]
+        observed = self._plugins.implement("observe")
+        for one, outcome in recorded:
+            one.state = outcome.state
+            if observed:
+                event = _event(outcome, one.job.request.lane)
+                self._observers.tell("observe", event=event)
+        _log([outcome for _, outcome in recorded])
+        return [one for (one, _), done in zip(ended, written, strict=True) if not done]
+
+    def _put_back(self, put_back: Sequence[tuple[Attempt, Requeue]]) -> list[Attempt]:
+        """Put these attempts back; those whose jobs are not theirs any more."""
+        if not put_back:
+            return []
+        requeues = [requeue for _, requeue in put_back]
+        done = patiently(lambda: self._combined.requeue(requeues))
+        for (one, requeue), again in zip(put_back, done, strict=True):
+            if again:
+                one.state = JobState.QUEUED
+                if failure := requeue.failure:
+                    logger.warning(
+                        "the job will be tried again: %s",
+                        failure.message,
+                        extra=_extra(one.job) | {"error_code": failure.code.value},
+                    )
+        return [one for (one, _), again in zip(put_back, done, strict=True) if not again]
+
+    def _state_of(self, job: ClaimedJob) -> JobState:
+        try:
+            return patiently(lambda: self._store.get(job.id).state)
+        except JobNotFoundError:  # canceled, and deleted since
+            return JobState.CANCELED
+
+
+def patiently(work: Callable[[], Result]) -> Result:
+    """Wait for a database that is away: what was captioned is worth it.
+
+    Raises:
+        StoreUnavailableError: it stayed away for too long.
+    """
+    give_up = time.monotonic() + STORE_PATIENCE_SECONDS
+    while True:
+        try:
+            return work()
+        except StoreUnavailableError as error:
+            if time.monotonic() > give_up:
+                raise
+            logger.warning("waiting for the database: %s", error)
+            time.sleep(STORE_RETRY_SECONDS)
+
+
+def _extra(job: ClaimedJob) -> dict[str, Any]:
+    return {"job_id": str(job.id), "attempt": job.attempt}
+
+
+def _log(outcomes: Sequence[Outcome]) -> None:
+    """A line for each, but one for all that succeeded together: thousands a second say nothing."""
+    succeeded = [one for one in outcomes if one.state is JobState.SUCCEEDED]
+    together = len(succeeded) > 1
+    for outcome in outcomes:
+        if together and outcome.state is JobState.SUCCEEDED:
+            continue
+        extra = {
+            "job_id": str(outcome.job_id),
+            "seconds": outcome.timings["total"],
+            "attempt": outcome.attempt,
+        }
+        if outcome.failure:
+            extra["error_code"] = outcome.failure.code.value
+        logger.info("job %s", outcome.state, extra=extra)
+    if together:
+        seconds = max(one.timings["total"] for one in succeeded)
+        logger.info("%d jobs succeeded", len(succeeded), extra={"seconds": seconds})
+
+
+def _event(outcome: Outcome, lane: Lane) -> Event:
+    return Event(
+        job_id=outcome.job_id,
+        type=event_type(outcome.state, lane),
+        state=outcome.state,
+        attempt=outcome.attempt,
+        occurred_at=datetime.now(UTC),
+        error_code=outcome.failure.code if outcome.failure else None,
+        timings=tuple(outcome.timings.items()),
+    )
