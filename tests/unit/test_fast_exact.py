@@ -23,6 +23,7 @@ from captioner.inference import (
     unprojected,
 )
 from captioner.inference.attention import attend_few
+from captioner.inference.captions import Generated
 from captioner.inference.cuda_graphs import GraphRunner
 from captioner.inference.fast import FastCaptioner
 from checkpoints import random_picture, save_tiny_blip
@@ -127,6 +128,12 @@ def test_identical_in_float64(suite: str, reference: Captioner, fast: Captioner)
     ]
     images = pictures(16)
     assert_equal(fast.generate(images, options), reference.generate(images, options))
+
+
+def test_a_search_that_found_nothing_gives_an_empty_caption(fast: Any) -> None:
+    """As with penalties that take all scores below transformers' -1e9: no error for the batch."""
+    caption = fast._caption_of((1,), Generated((), 0.0, -1e9))
+    assert (caption.text, caption.token_ids, caption.score) == ("", (), 0.0)
 
 
 def mixed_options(rng: random.Random) -> GenerationOptions:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from captioner.celery import app
 from captioner.errors import SettingsError
 from captioner.settings import Settings, load_settings
+from captioner.settings.worker import ALL_QUEUES
 
 
 def set_environment(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
@@ -52,6 +54,8 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("ENGINE__MAX_BATCH", "0", "greater than or equal to 1"),
         ("ENGINE__MAX_BATCH", "many", "valid integer"),
         ("EVENTS__DELAYS_SECONDS", "5,,30", "valid number"),
+        ("WORKER__QUEUES", "captions,event", "each must be one of submissions, "),
+        ("WORKER__QUEUES", "captions,", "events, not 'captions,'"),
         ("MODEL__IDD", "x", "not a setting"),
         ("DATABSE__URL", "sqlite:///secret", "not a setting"),
         ("DATABASE__URL", "mysql://root:secret@db/x", "must begin with sqlite:// or postgresql://"),
@@ -72,6 +76,10 @@ def test_a_wrong_value_is_one_line_that_names_the_variable(
     assert expected in text
     assert "\n" not in text
     assert "secret" not in text
+
+
+def test_the_queues_that_a_worker_may_name_are_those_there_are() -> None:
+    assert {queue.name for queue in app.conf.task_queues} == set(ALL_QUEUES)
 
 
 def test_passwords_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,19 @@ broker in the user's data folder.
 
 from __future__ import annotations
 
-from captioner.settings.environment import ENVIRONMENT_PREFIX, JOB_QUEUES, Settings, load_settings
+from captioner.settings.environment import ENVIRONMENT_PREFIX, Settings, load_settings
 from captioner.settings.events import EventSettings, WebhookSettings
 from captioner.settings.media import MediaSettings
 from captioner.settings.model import BLIP_LARGE, EngineSettings, GenerationSettings, ModelSettings
 from captioner.settings.section import Section
 from captioner.settings.storage import BrokerSettings, DatabaseSettings, RetentionSettings
-from captioner.settings.worker import LogSettings, PluginSettings, RetrySettings, WorkerSettings
+from captioner.settings.worker import (
+    JOB_QUEUES,
+    LogSettings,
+    PluginSettings,
+    RetrySettings,
+    WorkerSettings,
+)
 
 __all__ = [
     "BLIP_LARGE",

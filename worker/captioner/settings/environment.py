@@ -17,11 +17,15 @@ from captioner.settings.events import EventSettings, WebhookSettings
 from captioner.settings.media import MediaSettings
 from captioner.settings.model import EngineSettings, GenerationSettings, ModelSettings
 from captioner.settings.storage import BrokerSettings, DatabaseSettings, RetentionSettings
-from captioner.settings.worker import LogSettings, PluginSettings, RetrySettings, WorkerSettings
+from captioner.settings.worker import (
+    JOB_QUEUES,
+    LogSettings,
+    PluginSettings,
+    RetrySettings,
+    WorkerSettings,
+)
 
 ENVIRONMENT_PREFIX = "CAPTIONER_"
-#: In the order a worker prefers them.
-JOB_QUEUES = "submissions,captions,captions.bulk,videos"
 
 
 def _absolute(path: Path) -> Path:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import NoDecode
 
 from captioner.settings.section import Section, comma_separated
+
+#: In the order a worker prefers them.
+JOB_QUEUES = "submissions,captions,captions.bulk,videos"
+#: All there are: those that celery.py makes.
+ALL_QUEUES = (*JOB_QUEUES.split(","), "events")
 
 
 class WorkerSettings(Section):
@@ -29,6 +34,15 @@ class WorkerSettings(Section):
         description="Queues to work for, in order; default: submissions, captions, captions.bulk "
         "and videos, and events too where no broker is named.",
     )
+
+    @field_validator("queues")
+    @classmethod
+    def _check_queues(cls, value: str | None) -> str | None:
+        if value is not None and not {name.strip() for name in value.split(",")}.issubset(
+            ALL_QUEUES
+        ):
+            raise ValueError(f"each must be one of {', '.join(ALL_QUEUES)}")
+        return value
 
 
 class RetrySettings(Section):
