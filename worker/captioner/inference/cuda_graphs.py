@@ -81,8 +81,8 @@ class _Buffers:
         kind = _rules(decoding)
         if kind not in self.rules:
             self.rules[kind] = (
-                search.to(states.device).room(len(self.states)),
-                processors.to(states.device).room(len(self.states)),
+                search.to(states.device).blank(len(self.states)),
+                processors.to(states.device).blank(len(self.states)),
             )
         decoding.search = search.moved_to(self.rules[kind][0])
         decoding.processors = processors.moved_to(self.rules[kind][1])
@@ -201,12 +201,12 @@ class GraphRunner:
                 self._kept and self._states_kept() + rows * states.shape[1] > _MOST_STATES
             ):
                 self._kept.popitem(last=False)
-            room = states.new_zeros(rows, *states.shape[1:])
+            blank = states.new_zeros(rows, *states.shape[1:])
             found = _Buffers(
                 decoder=self.model.text,
-                states=room,
-                cache=self.model.text.new_cache(room, captions.seen.shape[2]),
-                captions=captions.to(states.device).room(rows),
+                states=blank,
+                cache=self.model.text.new_cache(blank, captions.seen.shape[2]),
+                captions=captions.to(states.device).blank(rows),
             )
         self._kept[key] = found
         return found

@@ -65,7 +65,7 @@ class Sum:
         self.stream, self.change = stream, change
         self._total: Tensor | None = None
 
-    def room(self) -> Tensor:
+    def new_total(self) -> Tensor:
         """Where to put the sum."""
         self._total = torch.empty_like(self.stream)
         return self._total
@@ -104,7 +104,7 @@ class SummingNorm(nn.Module):
         norm = (self.weight, self.bias, self.eps)
         if isinstance(x, Tensor):
             return self._kernels.add_norm(x.contiguous(), None, *norm, None)
-        total = x.room() if self._keeps_sum else None
+        total = x.new_total() if self._keeps_sum else None
         return self._kernels.add_norm(x.stream.contiguous(), x.change, *norm, total)
 
 

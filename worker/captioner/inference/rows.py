@@ -38,8 +38,8 @@ class Rows:
                 value[: len(images)] = value[torch.tensor(images, device=value.device)]
         return self.first(len(images))
 
-    def room(self, images: int) -> Self:
-        """Memory for so many images."""
+    def blank(self, images: int) -> Self:
+        """Memory for so many images, with nothing in it."""
         tensors = {
             name: value.new_zeros(images, *value.shape[1:]) if value.ndim else value.clone()
             for name, value in self._values()
