@@ -82,6 +82,11 @@ def test_the_queues_that_a_worker_may_name_are_those_there_are() -> None:
     assert {queue.name for queue in app.conf.task_queues} == set(ALL_QUEUES)
 
 
+def test_queues_may_be_written_with_blanks(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch, WORKER__QUEUES=" captions, events ")
+    assert load_settings().queues == "captions,events"
+
+
 def test_passwords_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     set_environment(
         monkeypatch, DATABASE__URL="postgresql://u:hunter2@db/x", BROKER__URL="redis://:hunter2@r"

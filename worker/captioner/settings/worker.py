@@ -38,11 +38,12 @@ class WorkerSettings(Section):
     @field_validator("queues")
     @classmethod
     def _check_queues(cls, value: str | None) -> str | None:
-        if value is not None and not {name.strip() for name in value.split(",")}.issubset(
-            ALL_QUEUES
-        ):
+        if value is None:
+            return None
+        names = [name.strip() for name in value.split(",")]
+        if not set(names) <= set(ALL_QUEUES):
             raise ValueError(f"each must be one of {', '.join(ALL_QUEUES)}")
-        return value
+        return ",".join(names)  # Celery would look for a queue whose name begins with a blank
 
 
 class RetrySettings(Section):
