@@ -39,7 +39,7 @@ class Rows:
         return self.first(len(images))
 
     def blank(self, images: int) -> Self:
-        """Memory for so many images, with nothing in it."""
+        """Zeros for so many images; what is everybody's is copied."""
         tensors = {
             name: value.new_zeros(images, *value.shape[1:]) if value.ndim else value.clone()
             for name, value in self._values()
