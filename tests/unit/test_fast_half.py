@@ -89,8 +89,9 @@ def test_there_are_no_more_divergences_than_transformers_has(tmp_path: Path, bea
             flips[kind] += sum(a != b for a, b in zip(wanted, found, strict=True))
     for dtype in ("bfloat16", "float16"):
         ours, theirs = flips["fast", dtype], flips["transformers", dtype]
-        # One standard deviation of such counts: they are random, though the same in every run.
-        assert ours <= theirs + math.sqrt(theirs)
+        # One standard deviation of the difference of two such counts. Both are random from CPU to
+        # CPU, whose kernels round differently, though the same in every run on one.
+        assert ours <= theirs + math.sqrt(ours + theirs)
     assert flips["transformers", "bfloat16"] > 10
 
 
