@@ -182,6 +182,8 @@ class Ledger:
     states: dict[UUID, JobState]
     attempts: dict[UUID, int]
     codes: dict[UUID, str | None]
+    #: Of the last attempt that ended badly.
+    messages: dict[UUID, str | None]
     captions: dict[UUID, list[str]]
     events: Counter[UUID]
 
@@ -190,7 +192,13 @@ class Ledger:
         """All of it, in one snapshot."""
         with database.begin() as connection:
             jobs = connection.execute(
-                select(JobRow.id, JobRow.state, JobRow.attempt, JobRow.error_code)
+                select(
+                    JobRow.id,
+                    JobRow.state,
+                    JobRow.attempt,
+                    JobRow.error_code,
+                    JobRow.error_message,
+                )
             ).all()
             captions: dict[UUID, list[str]] = {job.id: [] for job in jobs}
             for row in connection.execute(select(CaptionRow.job_id, CaptionRow.text)):
@@ -200,6 +208,7 @@ class Ledger:
             states={job.id: job.state for job in jobs},
             attempts={job.id: job.attempt for job in jobs},
             codes={job.id: job.error_code for job in jobs},
+            messages={job.id: job.error_message for job in jobs},
             captions=captions,
             events=events,
         )
@@ -213,6 +222,10 @@ class Ledger:
             f"{self.events.total()} events; at most {max(self.attempts.values())} attempts; "
             f"{time.monotonic() - started:.1f} s"
         )
+        for job_id, state in self.states.items():
+            if state is not JobState.SUCCEEDED:
+                why = f"{self.codes[job_id]}: {self.messages[job_id]}"
+                print(f"{state} at attempt {self.attempts[job_id]}, {why}")
         assert set(self.states) == {request.id for request in requests}, "lost or made up"
         assert all(state.terminal for state in self.states.values()), "not ended"
         assert self.events == Counter(dict.fromkeys(self.states, 1)), "not one event each"

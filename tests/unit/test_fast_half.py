@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,16 @@ def teacher_forced(fast: Any, picture: Any, ids: list[int]) -> torch.Tensor:
     return logits
 
 
+def not_more(ours: int, theirs: int) -> bool:
+    """Whether one count is as large as another but for chance.
+
+    Both are random from CPU to CPU, whose kernels round differently, though the same in every run
+    on one. Two standard deviations of the difference of such counts: one is passed on a sixth of
+    all CPUs.
+    """
+    return ours <= theirs + 2 * math.sqrt(ours + theirs)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_every_divergence_is_a_near_tie(checkpoint: Path, dtype: str) -> None:
     exact, half = load(checkpoint, "fast", "float32"), load(checkpoint, "fast", dtype)
@@ -88,11 +99,34 @@ def test_there_are_no_more_divergences_than_transformers_has(tmp_path: Path, bea
             found = captions(folder, *kind)
             flips[kind] += sum(a != b for a, b in zip(wanted, found, strict=True))
     for dtype in ("bfloat16", "float16"):
-        ours, theirs = flips["fast", dtype], flips["transformers", dtype]
-        # One standard deviation of the difference of two such counts. Both are random from CPU to
-        # CPU, whose kernels round differently, though the same in every run on one.
-        assert ours <= theirs + math.sqrt(ours + theirs)
+        assert not_more(flips["fast", dtype], flips["transformers", dtype])
     assert flips["transformers", "bfloat16"] > 10
+
+
+@pytest.mark.long
+def test_no_more_words_differ_than_those_of_transformers(tmp_path: Path) -> None:
+    """The best word after each of 60 ids: many more choices than there are captions."""
+    flips = Counter[tuple[str, str]]()
+    for seed in range(11, 31):
+        folder = save_tiny_blip(tmp_path / str(seed), seed=seed)
+        exact = load(folder, "fast", "float32")
+        words = random.Random(seed)
+        forced = [[DEC, *(words.randrange(5, DEC) for _ in range(59))] for _ in PICTURES]
+        right = [
+            teacher_forced(exact, picture, ids).argmax(-1)
+            for picture, ids in zip(PICTURES, forced, strict=True)
+        ]
+        for dtype in ("bfloat16", "float16"):
+            ours, theirs = load(folder, "fast", dtype), load(folder, "transformers", dtype)
+            for picture, ids, best in zip(PICTURES, forced, right, strict=True):
+                found = teacher_forced(ours, picture, ids).argmax(-1)
+                flips["fast", dtype] += int((found != best).sum())
+                with torch.inference_mode():
+                    found = theirs.logits(picture, ids).argmax(-1)
+                flips["transformers", dtype] += int((found != best).sum())
+    for dtype in ("bfloat16", "float16"):
+        assert not_more(flips["fast", dtype], flips["transformers", dtype])
+    assert flips["transformers", "float16"] > 50
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
