@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from captioner.children import Child
+from captioner.children import Child, socket_of
+from timeouts import new_sockets_time_out
 
 
 def echo(connection: Connection[Any, Any], prefix: str) -> None:
@@ -60,6 +62,26 @@ def test_a_child_answers_and_ends_when_the_pipe_closes() -> None:
     child.connection.send("you")
     assert child.connection.recv() == "hello you"
     assert child.exit_code is None
+    assert child.end(patience_seconds=10) == 0
+
+
+def test_its_pipe_waits_although_new_sockets_are_given_a_timeout() -> None:
+    with new_sockets_time_out():
+        child = Child("echo", echo, "hello ")
+    assert child.connection.recv() == child.pid  # not there yet: it has to be waited for
+    time.sleep(0.2)  # now the child waits
+    child.connection.send("you")
+    assert child.connection.recv() == "hello you"
+    assert child.end(patience_seconds=10) == 0
+
+
+def test_a_connection_waits_though_its_socket_was_asked_for_when_new_ones_time_out() -> None:
+    child = Child("echo", echo, "hello ")
+    with new_sockets_time_out(), socket_of(child.connection) as pipe:
+        assert pipe.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
+    assert child.connection.recv() == child.pid
+    child.connection.send("you")
+    assert child.connection.recv() == "hello you"
     assert child.end(patience_seconds=10) == 0
 
 

@@ -32,6 +32,7 @@ from captioner.errors import CrashError, DeviceLostError, ErrorCode, JobError, M
 from captioner.options import GenerationOptions
 from captioner.settings import EngineSettings, LogSettings
 from captioner.testing import FakeCaptionModel, load_faulty_model
+from timeouts import new_sockets_time_out
 
 OPTIONS = GenerationOptions()
 SECONDS = 30
@@ -151,6 +152,20 @@ def texts(futures: list[Future[list[Caption]]]) -> list[str]:
 
 
 # What it does when nothing breaks.
+
+
+def test_its_pipe_waits_although_new_sockets_are_given_a_timeout() -> None:
+    """As Celery has it for a moment whenever its connection is lost."""
+    with new_sockets_time_out():
+        engine = ProcessEngine(load_faulty_model, (), EngineSettings(linger_seconds=0))
+        engine.start()
+    try:
+        for level in range(3):
+            (caption,) = engine.submit(picture(level, 7, 7), OPTIONS).result(SECONDS)
+            assert caption.text == text_of(level, 7, 7)
+        assert engine.stats.restarts == 0
+    finally:
+        engine.close()
 
 
 def test_results_are_those_of_the_inline_engine() -> None:

@@ -26,6 +26,7 @@ from captioner.settings import LogSettings, MediaSettings, PluginSettings
 from captioner.source import Source
 from distributions import install
 from pictures import bad_files, jpeg, png, zoo
+from timeouts import new_sockets_time_out
 
 #: What it does is in the name of the file: `hang-1.jpg`.
 POISON = """
@@ -155,6 +156,17 @@ def test_pictures_are_those_of_the_inline_sampler(tmp_path: Path, open_sampler: 
         np.testing.assert_array_equal(frame.pixels, expected.pixels)
         assert frame.pixels.flags.writeable
         assert frame.time_seconds is None
+
+
+def test_a_decoder_is_waited_for_although_new_sockets_are_given_a_timeout(
+    tmp_path: Path, open_sampler: Open
+) -> None:
+    """As Celery has it for a moment whenever its connection is lost."""
+    sampler = open_sampler()
+    with new_sockets_time_out():
+        (frame,) = frames(sampler, media(tmp_path, "picture.jpg"))
+    assert frame.pixels.shape == (SIZE, SIZE, 3)
+    assert len(frames(sampler, media(tmp_path, "another.jpg"))) == 1
 
 
 def test_refusals_are_those_of_the_inline_sampler(tmp_path: Path, open_sampler: Open) -> None:

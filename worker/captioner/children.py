@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
@@ -45,6 +45,8 @@ class Child:
         """
         self.name = name
         ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.settimeout(None)  # see `socket_of`
         read_end, self._lifeline = os.pipe()
         with theirs:
             code = (
@@ -106,6 +108,20 @@ class Child:
                 os.close(self._lifeline)
                 self._lifeline = -1
         return code
+
+
+@contextlib.contextmanager
+def socket_of(connection: Connection[Any, Any]) -> Iterator[socket.socket]:
+    """The socket below a child's connection, for what only sockets can do; that stays open.
+
+    A connection waits for its other end. A socket that is made while the process gives new ones a
+    timeout does not, and neither does what shares it. Celery and kombu set such a timeout in a
+    worker that ends, and for a moment after each lost connection, whichever thread makes sockets
+    then (kombu's issue 838).
+    """
+    with socket.socket(fileno=os.dup(connection.fileno())) as pipe:
+        pipe.settimeout(None)
+        yield pipe
 
 
 def _live(pipe: int, lifeline: int) -> None:

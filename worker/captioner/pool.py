@@ -79,7 +79,7 @@ class TaskPool(thread.TaskPool):
     def on_close(self) -> None:
         """Shutdown has begun: what runs is finished, the rest of a message is handed back."""
         # From here on Celery gives all new sockets a timeout. Jobs that still run make sockets too,
-        # and the pipes to a new decoder would not wait for it.
+        # and a plugin may count on one that waits.
         socket.setdefaulttimeout(None)
         if self._parts:
             self._parts.stop_taking()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from captioner.children import Child
+from captioner.children import Child, socket_of
 from captioner.domain import ModelInfo
 from captioner.engine.child import (
     DEVICE_LOST_STATUS,
@@ -141,7 +141,7 @@ class ModelProcess:
         """A stopped process reads nothing, and a full pipe would block its writer for ever."""
         fraction, whole = math.modf(seconds)
         timeval = struct.pack("@ll", int(whole), int(fraction * 1e6))
-        with socket.fromfd(self.connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+        with socket_of(self.connection) as channel:
             channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
 

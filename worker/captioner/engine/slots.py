@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from captioner.children import socket_of
 from captioner.model import MAX_JOINT_PICTURES
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Slots:
 
     def send(self, connection: Connection[Any, Any]) -> None:
         """Let the process at the other end read them: it must call `receive_slots` now."""
-        with _socket_of(connection) as channel:
+        with socket_of(connection) as channel:
             socket.send_fds(channel, [b"\0"], [self._file.fileno()])
 
     def close(self) -> None:
@@ -84,7 +85,7 @@ def receive_slots(
     Raises:
         EOFError: the parent has closed the connection.
     """
-    with _socket_of(connection) as channel:
+    with socket_of(connection) as channel:
         _, files, _, _ = socket.recv_fds(channel, 1, 1)
     if not files:
         raise EOFError
@@ -99,8 +100,3 @@ def _anonymous_file() -> BinaryIO:
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("captioner-pixels"), "r+b", buffering=0)
     return tempfile.TemporaryFile(buffering=0)  # not on Linux: deleted already, and cached at least
-
-
-def _socket_of(connection: Connection[Any, Any]) -> socket.socket:
-    """Another handle of the socket, to be closed after use."""
-    return socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import struct
@@ -10,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
-from captioner.children import Child
+from captioner.children import Child, socket_of
 from captioner.domain import CaptionRequest, Frame, Lane, Media
 from captioner.errors import CrashError, ErrorCode, JobError
 from captioner.media.slots import LOOK_SECONDS
@@ -138,6 +137,6 @@ class Decoder:
         """Let the kernel end every wait for the pipe, also one within a message."""
         whole = int(seconds)
         timeval = struct.pack("ll", whole, max(1, int((seconds - whole) * 1e6)))
-        with socket.socket(fileno=os.dup(self._child.connection.fileno())) as pipe:
+        with socket_of(self._child.connection) as pipe:
             pipe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
             pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
