@@ -28,13 +28,16 @@ from processes import Worker, environment, running_worker, settings_of, wait_unt
 from servers import RedisServer
 
 #: What a worker is told: an engine that breaks by colour, decoders that break by file, videos that
-#: go on until there is a file `release` beside them.
+#: go on until there is a file `release` beside them, new sockets that wait only so long.
 FAULTY_PLUGIN = """
-import os, signal, time
+import os, signal, socket, time
 from pathlib import Path
 import numpy as np
 from captioner import Frame, hookimpl
 from captioner.testing import load_faulty_model
+
+if seconds := os.environ.get("FAULTY_SOCKET_SECONDS"):
+    socket.setdefaulttimeout(float(seconds))
 
 @hookimpl
 def provide_captioner(settings):

@@ -102,6 +102,19 @@ def test_every_connection_to_redis_is_cut(breakable: House) -> None:
     assert set(ledger.attempts.values()) == {1}  # nothing was captioned twice
 
 
+def test_new_sockets_are_given_a_timeout(house: House) -> None:
+    """As Celery has it for a moment after each lost connection; here it stays."""
+    requests, started = house.innocents(40), time.monotonic()
+    with house.worker(FAULTY_SOCKET_SECONDS="5") as worker:
+        house.jobs.submit_all(requests)
+        house.wait_until_done()
+        assert worker.stop() == 0
+    ledger = Ledger.read(house.database)
+    ledger.check(requests, "new sockets with a timeout", started)
+    assert ledger.succeeded() == 40
+    assert set(ledger.attempts.values()) == {1}
+
+
 def test_a_job_takes_longer_than_the_visibility_timeout(house: House) -> None:
     requests, started = house.innocents(3), time.monotonic()
     slow = {"BROKER__VISIBILITY_TIMEOUT_SECONDS": "10", "ENGINE__HANG_SECONDS": "60"}
