@@ -204,7 +204,7 @@ def test_inline_pictures_travel_and_are_never_shown(
     app = create_app(jobs.settings)
     received: list[dict[str, Any]] = []
 
-    def kind(event: dict[str, Any]) -> tuple[str | None, str]:
+    def key(event: dict[str, Any]) -> tuple[str | None, str]:
         return event.get("uuid"), event["type"]
 
     with running_worker(tmp_path, env) as worker, app.connection_for_read() as connection:
@@ -216,12 +216,12 @@ def test_inline_pictures_travel_and_are_never_shown(
                 "captioner.submit", kwargs={"v": 1, "requests": [again]}, queue="submissions"
             ).id
             # Workers tell of tasks a moment later: the first to be heard of may be those before it.
-            while (task_id, "task-succeeded") not in map(kind, received):
+            while (task_id, "task-succeeded") not in map(key, received):
                 listening.drain_events(timeout=PATIENCE_SECONDS)
         wait_for(jobs, again["id"])
         assert worker.stop() == 0
     app.close()
-    (shown,) = [one for one in received if kind(one) == (task_id, "task-received")]
+    (shown,) = [one for one in received if key(one) == (task_id, "task-received")]
     assert shown["kwargs"] == again["id"]
     assert "secret-token" not in json.dumps(received)
     ours = [line for line in worker.log.splitlines() if " DEBUG " not in line]
