@@ -524,13 +524,15 @@ list(sampler.sample(Media(Path({file!r}), "x"), CaptionRequest(source=Source("/x
 
 def test_a_hung_decoder_ends_with_its_parent(tmp_path: Path, poison: PluginSettings) -> None:
     file = media(tmp_path, "hang-1.jpg").path
-    parent = subprocess.Popen([sys.executable, "-c", PARENT.format(path=sys.path, file=str(file))])
-    pid_file = file.with_suffix(".pid")
-    until(lambda: pid_file.exists() and pid_file.read_text() != "")
-    pid = int(pid_file.read_text())
-    assert process_state(pid) == "S"
-    parent.kill()
-    parent.wait(30)
+    command = [sys.executable, "-c", PARENT.format(path=sys.path, file=str(file))]
+    with subprocess.Popen(command) as parent:
+        try:
+            pid_file = file.with_suffix(".pid")
+            until(lambda: pid_file.exists() and pid_file.read_text() != "")
+            pid = int(pid_file.read_text())
+            until(lambda: process_state(pid) == "S")  # it says who it is before it hangs
+        finally:
+            parent.kill()
     until(lambda: process_state(pid) in ("Z", "gone"))
 
 
