@@ -7,7 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -27,8 +27,8 @@ from distributions import install
 from processes import Worker, environment, running_worker, settings_of, wait_until
 from servers import RedisServer
 
-#: What a worker is told: an engine that breaks by colour, decoders that break by file, videos that
-#: go on until there is a file `release` beside them, new sockets that wait only so long.
+#: What a worker is told: an engine that breaks by colour, decoders that break by file or are slow,
+#: videos that go on until there is a file `release` beside them, sockets that wait only so long.
 FAULTY_PLUGIN = """
 import os, signal, socket, time
 from pathlib import Path
@@ -55,6 +55,7 @@ def held(path, size):
 
 @hookimpl
 def sample_frames(media, image_size):
+    time.sleep(float(os.environ.get("FAULTY_DECODE_SECONDS", "0")))
     with media.path.open("rb") as file:
         file.seek(-min(32, media.path.stat().st_size), os.SEEK_END)
         end = file.read()
@@ -171,6 +172,22 @@ class House:
         with self.database.begin() as connection:
             connection.execute(update(JobRow).where(false()).values(attempt=0))  # the lock is ours
             os.kill(worker.process.pid, signal.SIGSTOP)
+
+    def pause(self, worker: Worker, seconds: float, *, decoders_alone: bool) -> None:
+        """Stop its processes for so long: all, as `docker pause` does, or as a drive that is away.
+
+        What a decoder reads may be far away; it does nothing then, as if it were stopped.
+        """
+        pid = worker.process.pid
+        stopped = children(pid, "decoder" if decoders_alone else "")
+        if not decoders_alone:
+            self.freeze(worker)
+        for child in stopped:
+            os.kill(child, signal.SIGSTOP)
+        time.sleep(seconds)
+        for one in [pid, *stopped]:
+            with suppress(ProcessLookupError):  # given up, and replaced
+                os.kill(one, signal.SIGCONT)
 
     def workers(self) -> int:
         """Workers that SQL knows of."""

@@ -233,3 +233,24 @@ def test_a_worker_that_was_frozen_comes_back(house: House) -> None:
     ledger = Ledger.read(house.database)
     ledger.check(requests, "a worker frozen for longer than its lease", started)
     assert ledger.succeeded() == 60
+
+
+@pytest.mark.parametrize("decoders_alone", [True, False], ids=["decoders", "all"])
+def test_processes_pause_for_longer_than_anything_may_take(
+    house: House, *, decoders_alone: bool
+) -> None:
+    requests, started = house.innocents(60), time.monotonic()
+    with house.worker(
+        FAULTY_DECODE_SECONDS="0.2",
+        MEDIA__DECODE_TIMEOUT_SECONDS="1",
+        WORKER__LEASE_SECONDS="30",
+    ) as worker:
+        house.jobs.submit_all(requests)
+        house.wait_until_busy()
+        house.pause(worker, seconds=4, decoders_alone=decoders_alone)
+        house.wait_until_done()
+        assert worker.stop() == 0
+    ledger = Ledger.read(house.database)
+    what = "decoders that hear nothing of a drive" if decoders_alone else "a worker that is paused"
+    ledger.check(requests, what, started)
+    assert ledger.succeeded() == 60

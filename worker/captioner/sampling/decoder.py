@@ -23,6 +23,9 @@ Result = TypeVar("Result")
 START_SECONDS = 60.0
 #: How long in seconds a process that has closed its pipe may take to end.
 END_SECONDS = 2.0
+#: Whose answer is late has computed for this share of the time, or it has hung: through no fault of
+#: the file, as far as anybody knows, so that it is worth another try.
+BUSY_SHARE = 0.25
 
 
 class Decoder:
@@ -38,6 +41,8 @@ class Decoder:
         self._child = Child("decoder", run_decoder, plugins, limits, log)
         #: False while it works, and for ever once it has retired.
         self._free = False
+        #: What it had computed when the wait for its next answer began.
+        self._cpu_seconds = 0.0
         try:
             self._set_timeout(START_SECONDS)
             self._free = isinstance(self._receive(0), Ready)
@@ -70,6 +75,7 @@ class Decoder:
         Afterwards, and when it is closed early, `usable` says whether it can take another job.
         """
         self._free = False
+        self._cpu_seconds = self._child.cpu_seconds
         # A picture takes a moment, and to look whether its answer is there takes some of it.
         patient = request.lane is not Lane.VIDEO
         work = (media, request, image_size, done_seconds)
@@ -81,6 +87,7 @@ class Decoder:
             if isinstance(message, Ready):
                 break
             yield message
+            self._cpu_seconds = self._child.cpu_seconds
             patient = patient and message.time_seconds is None
         if message.error:
             raise message.error
@@ -112,15 +119,21 @@ class Decoder:
         return message
 
     def _failure(self, media: Media, error: Exception) -> JobError:
-        slow = isinstance(error, BlockingIOError)
-        ending = "" if slow else self._ending(error)
-        if slow or self._child.exit_code == -signal.SIGXCPU:
-            return JobError(
-                ErrorCode.DECODE_FAILED,
-                f"{media.name}: decoding it took longer than {self._timeout_seconds:g} s "
-                "(CAPTIONER_MEDIA__DECODE_TIMEOUT_SECONDS)",
-            )
-        return CrashError(ErrorCode.WORKER_LOST, f"{media.name}: its decoder {ending}")
+        limit = f"{self._timeout_seconds:g} s (CAPTIONER_MEDIA__DECODE_TIMEOUT_SECONDS)"
+        if isinstance(error, BlockingIOError):
+            computed = self._child.cpu_seconds - self._cpu_seconds
+            if computed < self._timeout_seconds * BUSY_SHARE:
+                # Frozen, as all of a paused container is, or a network drive that is away.
+                return CrashError(
+                    ErrorCode.WORKER_LOST, f"{media.name}: its decoder hung for {limit}"
+                )
+        else:
+            ending = self._ending(error)
+            if self._child.exit_code != -signal.SIGXCPU:
+                return CrashError(ErrorCode.WORKER_LOST, f"{media.name}: its decoder {ending}")
+        return JobError(
+            ErrorCode.DECODE_FAILED, f"{media.name}: decoding it took longer than {limit}"
+        )
 
     def _ending(self, error: Exception) -> str:
         """How the process ended, or why it is to be ended, in words that follow `it`."""
