@@ -1,4 +1,4 @@
-"""What Celery and kombu do to the whole process for a moment: new sockets get a timeout."""
+"""What Celery, kombu and plugins may do to the whole process: new sockets get a timeout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def new_sockets_time_out() -> Iterator[None]:
-    """As while a lost connection is cleared away (`kombu.Connection.collect`), in all threads."""
+    """As `kombu.Connection.collect` does for a moment unless the transport prevents it."""
     socket.setdefaulttimeout(5.0)
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from queue import Empty
 from subprocess import run
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from celery.worker import state as worker_state
@@ -17,6 +19,7 @@ from kombu.connection import Connection
 from kombu.transport import redis
 from kombu.transport import sqlalchemy as sqlalchemy_transport
 from pydantic import SecretStr
+from redis import exceptions as redis_errors
 
 from captioner.celery import EVENTS_QUEUE, QUEUES, SUBMISSIONS_QUEUE, create_app
 from captioner.domain import Lane
@@ -208,3 +211,36 @@ def test_a_watch_that_fails_looks(embedded: Any) -> None:
     with pytest.raises(Empty):
         channel._get("a")
     channel.close()
+
+
+@pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "redis"])
+def test_a_lost_connection_is_put_away_and_gives_no_socket_a_timeout(
+    embedded: bool, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{EMBEDDED_PREFIX}{tmp_path / 'broker.db'}" if embedded else redis_url
+    prepare_embedded_broker(url)
+    given: list[float | None] = []
+    options = broker_options(settings(url, tmp_path))
+    connection: Any = Connection(url, transport_options=options)  # type: ignore[no-untyped-call]  # kombu has no types
+    channel, another = connection.default_channel, connection.channel()
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "setdefaulttimeout", given.append)
+        connection.collect(socket_timeout=5.0)
+    assert given == []
+    assert channel.closed
+    assert another.closed
+    assert not connection.connected
+    # It serves again, as Celery's pool of connections to publish on needs.
+    assert connection.default_channel is not channel
+    connection.release()
+
+
+@pytest.mark.parametrize("error", [redis_errors.ConnectionError, BrokenPipeError, AttributeError])
+def test_what_goes_wrong_with_a_lost_connection_is_no_news(
+    error: type[Exception], redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection: Any = Connection(redis_url)  # type: ignore[no-untyped-call]  # kombu has no types
+    monkeypatch.setattr(GuardedChannel, "close", Mock(side_effect=error("gone")))
+    connection.default_channel  # noqa: B018  # it is made by being asked for
+    connection.collect(socket_timeout=5.0)
+    assert not connection.connected

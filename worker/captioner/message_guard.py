@@ -16,6 +16,7 @@ from kombu.transport import redis
 from redis.exceptions import ConnectionError  # noqa: A004  # which kombu knows as one
 
 from captioner.envelope import MalformedError
+from captioner.lost_connections import PutsAway
 from captioner.message_checks import (
     check_broadcast,
     check_event,
@@ -146,13 +147,13 @@ class GuardedSentinelChannel(GuardedChannel, redis.SentinelChannel):
     )
 
 
-class Transport(redis.Transport):
+class Transport(PutsAway, redis.Transport):
     """`redis://` and `rediss://`."""
 
     Channel = GuardedChannel
 
 
-class SentinelTransport(redis.SentinelTransport):
+class SentinelTransport(PutsAway, redis.SentinelTransport):
     """`sentinel://`."""
 
     Channel = GuardedSentinelChannel

@@ -18,6 +18,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import sqlalchemy as sqlalchemy_transport
 
 from captioner.errors import BrokerUnavailableError
+from captioner.lost_connections import PutsAway
 from captioner.open_queues import QueueOrder, open_queues
 from captioner.private_files import make_private_file, make_private_folder
 from captioner.settings import Settings
@@ -79,7 +80,7 @@ class EmbeddedChannel(sqlalchemy_transport.Channel):
         super().close()
 
 
-class EmbeddedTransport(sqlalchemy_transport.Transport):
+class EmbeddedTransport(PutsAway, sqlalchemy_transport.Transport):
     """The SQLAlchemy transport, asking for new messages 20 times a second instead of once.
 
     The interval cannot be given as a transport option: this transport hands those to SQLAlchemy.
