@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,7 @@ from captioner import (
     hookimpl,
     service,
 )
+from captioner.captioning import CHECK_SECONDS
 from captioner.domain import JobState, Outcome, Requeue
 from captioner.engine import InlineEngine
 from captioner.errors import CrashError, ErrorCode, HostBusyError
@@ -464,6 +466,22 @@ def test_a_hanging_processor_fails_its_job(
     assert failure is not None
     assert (failure.code, "did not return" in failure.message) == ("plugin_failed", True)
     processor.go_on.set()
+
+
+def test_a_processor_was_not_at_work_while_the_worker_was_paused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = Processor()
+    bench.plugins.register(processor, "slow")
+    (slow,) = bench.submit(bench.picture("2.png", (2, 2, 2)))
+    clock, hour = time.monotonic, 3600
+    with ThreadPoolExecutor(1) as executor:
+        run = executor.submit(bench.service.run, [slow.id])
+        assert processor.busy.wait(30)
+        monkeypatch.setattr(time, "monotonic", lambda: clock() + hour)
+        time.sleep(3 * CHECK_SECONDS)
+        processor.go_on.set()
+        assert run.result(30) == [JobState.SUCCEEDED]
 
 
 def test_what_a_plugin_raises_is_caught_whatever_it_is(bench: Bench) -> None:

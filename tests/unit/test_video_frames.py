@@ -542,6 +542,23 @@ def test_the_time_others_take_does_not_count(films: dict[str, Path]) -> None:
         watch.check()
 
 
+def test_the_time_in_which_all_was_paused_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    watch = Watch("x", 100)
+    now += 3600
+    watch.check()  # 30 of them count
+    now += 20
+    with watch.stopped():
+        now += 500
+    for _ in range(49):
+        now += 1
+        watch.check()
+    now += 2
+    with pytest.raises(JobError):
+        watch.check()
+
+
 def test_frames_come_one_by_one(films: dict[str, Path]) -> None:
     plugins = Plugins()
     plugins.register(captioner_video, "video")

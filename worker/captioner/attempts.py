@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from captioner.captioning import Captioning
+from captioner.captioning import CHECK_SECONDS, Captioning
 from captioner.domain import (
     Caption,
     ClaimedJob,
@@ -83,8 +83,10 @@ class Attempt:
         self._started = time.monotonic()
         self._given_up = False
         self._captioning: Captioning | None = None
-        #: When its captions were handed to plugins in a thread of their own.
-        self._finishing_since: float | None = None
+        #: Whether its captions were handed to plugins in a thread of their own.
+        self._finishing = False
+        #: For how long they were then looked after.
+        self._finishing_seconds = 0.0
         #: True when `_ending` is final.
         self._finished = False
         self._ending: Ending = None
@@ -121,7 +123,7 @@ class Attempt:
         if self._spawn is None:
             ready(self)
             return
-        self._finishing_since = time.monotonic()
+        self._finishing = True
         try:
             self._spawn(self._finish_and_tell, ready)
         except RuntimeError:  # the service is closed: nobody waits
@@ -139,7 +141,10 @@ class Attempt:
         ready(self)
 
     def in_vain(self) -> bool:
-        """Whether nothing is left to wait for: it was canceled, is too late, or a plugin hangs."""
+        """Whether nothing is left to wait for: it was canceled, is too late, or a plugin hangs.
+
+        To be asked no more often than every `CHECK_SECONDS`.
+        """
         captioning = self._captioning
         if captioning is None:
             return False  # its own thread sees to that
@@ -175,8 +180,10 @@ class Attempt:
         self._captioning = None
 
     def _finishing_too_long(self) -> bool:
-        since = self._finishing_since
-        return since is not None and time.monotonic() - since > FINISH_SECONDS
+        """Counted by looks, not by a clock: in a worker that was paused, plugins were too."""
+        if self._finishing:
+            self._finishing_seconds += CHECK_SECONDS
+        return self._finishing_seconds > FINISH_SECONDS
 
     def _judged(self, work: Callable[[], Result]) -> Result | None:
         """Do `work`; if it fails, None, and that is how the attempt ended."""
