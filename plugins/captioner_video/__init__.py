@@ -70,8 +70,9 @@ def _demuxer_of(media: Media, options: VideoOptions) -> str | None:
     try:
         with media.open() as file:
             head = file.read(PREFIX_BYTES)
-    except (JobError, OSError):
-        return None  # who reads it next says why it cannot
+    except OSError as error:
+        # Not for the next one to try: it may succeed, and would find no picture in a video.
+        raise media.unreadable(error) from error
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return "gif" if options != VideoOptions() else None
     return find_container(head)

@@ -44,7 +44,8 @@ def opened(media: Media, demuxer: str, limits: MediaSettings) -> Iterator[InputC
         limits: `max_video_bytes`, `max_video_pixels`.
 
     Raises:
-        JobError: `media_too_large`, `decode_failed` for what the demuxer stumbles over.
+        JobError: `media_too_large`, `decode_failed` for what the demuxer stumbles over,
+            `fetch_failed` when the file cannot be read.
     """
     options = {
         "format_whitelist": demuxer,
@@ -72,12 +73,19 @@ def opened(media: Media, demuxer: str, limits: MediaSettings) -> Iterator[InputC
 
 @contextlib.contextmanager
 def decoding(media: Media) -> Iterator[None]:
-    """Turn what FFmpeg raises into a `JobError`; `MemoryError` is left to who knows the limit."""
+    """Turn what FFmpeg raises into a `JobError`; `MemoryError` is left to who knows the limit.
+
+    Raises:
+        JobError: `decode_failed`; `fetch_failed` when the file cannot be read just now.
+    """
     try:
         yield
     except (JobError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, av.error.FFmpegError):
+            # Of the file, not of what is in it: a drive that is away says nothing of the video.
+            raise media.unreadable(error) from error
         # Mostly FFmpegError; damaged metadata and indices raise UnicodeDecodeError, IndexError….
         text = str(getattr(error, "strerror", None) or error).partition("\n")[0]
         reason = "".join(c if c.isprintable() else "?" for c in f"{type(error).__name__}: {text}")

@@ -46,7 +46,7 @@ def frames_of(
 
     Raises:
         JobError: `video_no_frames`, `video_too_long`, `media_too_large`, `pixel_limit`,
-            `decode_failed`.
+            `decode_failed`, `fetch_failed`.
     """
     watch = Watch(media.name, limits.video_timeout_seconds)
     with ExitStack() as stack:

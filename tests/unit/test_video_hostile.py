@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import itertools
 import os
 import random
 import shutil
@@ -15,14 +18,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from captioner import CaptionRequest, ErrorCode, Frame, JobError, Media, Source, VideoOptions
 from captioner.containers import find_container
 from captioner.errors import CrashError
-from captioner.sampling import ChildSampler
+from captioner.sampling import ChildSampler, InlineSampler, open_plugins
 from captioner.settings import LogSettings, MediaSettings, PluginSettings
+from captioner_video import opening
 from videos import clock, plain, write_song_with_cover, write_video
 
 SIZE = 32
@@ -311,3 +316,52 @@ def test_memory_is_limited(tmp_path: Path) -> None:
                 assert len(sample(opened, path, VideoOptions(frames=1))) == 1
             else:
                 assert failure(opened, path).code is ErrorCode.OUT_OF_MEMORY
+
+
+class Drive(io.RawIOBase):
+    """A file on a drive that is away for a moment: one read of all fails."""
+
+    def __init__(self, path: Path, reads: Iterator[int], failing: int) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._reads = reads
+        self._failing = failing
+
+    def readinto(self, buffer: Any) -> int:
+        if next(self._reads) == self._failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return self._file.readinto(buffer) or 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2, 8])
+def test_a_video_on_a_drive_that_is_away_is_worth_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    path = write_video(tmp_path / "film.ts", clock(100), gop=10)
+    monkeypatch.setattr(opening, "BUFFER_BYTES", 4096)
+    reads = itertools.count()
+    monkeypatch.setattr(Media, "open", lambda self, **_: Drive(self.path, reads, failing))
+    limits = MediaSettings()
+    sampler = InlineSampler(open_plugins(PluginSettings(enabled=("video",)), limits), limits)
+    request = CaptionRequest(source=Source(str(path)), video=VideoOptions(strategy="fps", fps=1))
+    with pytest.raises(JobError, match=r"film\.ts: Input/output error") as caught:
+        list(sampler.sample(Media(path, path.name), request, SIZE))
+    assert (caught.value.code, caught.value.retryable) == (ErrorCode.FETCH_FAILED, True)

@@ -38,10 +38,14 @@ class Media:
         except OSError as error:
             if error.errno == errno.ENODEV:
                 raise JobError(ErrorCode.SOURCE_NOT_ALLOWED, f"{self.name} is not a file") from None
-            raise JobError(
-                ErrorCode.FETCH_FAILED, f"{self.name}: {error.strerror or 'cannot be read'}"
-            ) from error
+            raise self.unreadable(error) from error
         return open(descriptor, "rb", buffering=buffering)  # noqa: PTH123 (it has no path)
+
+    def unreadable(self, error: OSError) -> JobError:
+        """What to raise when reading the file fails: the job is tried again later."""
+        return JobError(
+            ErrorCode.FETCH_FAILED, f"{self.name}: {error.strerror or 'cannot be read'}"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

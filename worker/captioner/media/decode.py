@@ -102,9 +102,7 @@ def _read(media: Media, limit: int) -> bytes:
         with media.open() as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise JobError(
-            ErrorCode.FETCH_FAILED, f"{media.name}: {error.strerror or 'cannot be read'}"
-        ) from error
+        raise media.unreadable(error) from error
     if len(data) > limit:
         raise JobError(
             ErrorCode.MEDIA_TOO_LARGE,
