@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 from redis import Redis
 
 from captioner.domain import JobState
@@ -100,6 +101,40 @@ def test_every_connection_to_redis_is_cut(breakable: House) -> None:
     ledger.check(requests, "every connection cut, three times", started)
     assert ledger.succeeded() == 80
     assert set(ledger.attempts.values()) == {1}  # nothing was captioned twice
+
+
+@pytest.mark.parametrize(
+    ("refuse", "allow"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+    ],
+    ids=["full", "read-only"],
+)
+def test_redis_refuses_to_write(
+    breakable: House, refuse: tuple[str, ...], allow: tuple[str, ...]
+) -> None:
+    """It has no memory left, or is no longer the master."""
+    requests, started = breakable.innocents(80), time.monotonic()
+    with (
+        breakable.worker(FAULTY_SECONDS="0.2") as worker,
+        Redis.from_url(breakable.redis.url) as client,
+    ):
+        breakable.jobs.submit_all(requests[:60])
+        breakable.wait_until_busy()
+        client.execute_command(*refuse)
+        breakable.jobs.submit_all(requests[60:])  # taken all the same, published later
+        time.sleep(5)
+        client.execute_command(*allow)
+        breakable.let_pass(minutes=11)
+        breakable.wait_until_done()
+        assert worker.stop() == 0
+        assert "CRITICAL" not in worker.log
+        assert worker.log.count("the broker refuses") < 10
+    ledger = Ledger.read(breakable.database)
+    ledger.check(requests, f"Redis after {' '.join(refuse)}", started)
+    assert ledger.succeeded() == 80
+    assert set(ledger.attempts.values()) == {1}
 
 
 def test_new_sockets_are_given_a_timeout(house: House) -> None:

@@ -71,6 +71,8 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "broker_transport_options": broker_options(settings),
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # Also when Redis answers with an error, as it does when it is no longer the master.
+        "broker_channel_error_retry": True,
         "imports": ["captioner.tasks"],
         # The pool owns the model: see captioner.pool.
         "worker_pool": "captioner.pool:TaskPool",

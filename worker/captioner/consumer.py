@@ -7,6 +7,7 @@ tasks.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -15,6 +16,7 @@ from celery import signals
 from celery.worker import consumer, request
 
 from captioner.celery import shown
+from captioner.errors import describe
 from captioner.open_queues import open_queues
 from captioner.request_json import as_uuid
 
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 #: How late Flower hears of a task. Celery publishes after every message, which took a quarter of
 #: this process's time.
 EVENTS_SECONDS = 0.25
+#: How long it waits before it asks a broker again that refuses what it is asked.
+REFUSED_SECONDS = 1.0
 
 
 class Consumer(consumer.Consumer):
@@ -40,6 +44,14 @@ class Consumer(consumer.Consumer):
 
     def on_send_event_buffered(self) -> None:
         """Nothing: the timer sees to it."""
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        """The broker is there and refuses, as a Redis does that is no longer the master.
+
+        Celery would ask again at once, six times a second, and log a traceback each second.
+        """
+        logger.warning("the broker refuses, and is asked again: %s", describe(exc))
+        time.sleep(REFUSED_SECONDS)
 
     def on_unknown_message(self, body: object, message: Any) -> None:  # noqa: ARG002  # Celery's
         """A message of no protocol Celery knows."""
