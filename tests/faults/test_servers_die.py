@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from sqlalchemy import text
 
 from captioner.domain import JobState
 from faults.house import House, Ledger, open_house
@@ -185,6 +186,33 @@ def test_postgresql_goes_away_during_commits_and_comes_back(
         ledger = Ledger.read(house.database)
         ledger.check(requests, "PostgreSQL killed and stopped during commits", started)
         assert ledger.succeeded() == 120
+
+
+def test_postgresql_can_only_be_read_for_a_while(tmp_path: Path, redis_server: RedisServer) -> None:
+    """As after a failover, or when its disk is nearly full."""
+    with (
+        PostgresServer() as postgres,
+        open_house(tmp_path, redis_server, postgres.url) as house,
+    ):
+        requests, started = house.innocents(120), time.monotonic()
+        with house.worker(FAULTY_SECONDS="0.05") as worker:
+            house.jobs.submit_all(requests)
+            house.wait_until_busy()
+            for only in ("on", "off"):
+                with house.database.connect() as connection:
+                    commands = connection.execution_options(isolation_level="AUTOCOMMIT")
+                    commands.execute(
+                        text(f"ALTER SYSTEM SET default_transaction_read_only = {only}")
+                    )
+                    commands.execute(text("SELECT pg_reload_conf()"))
+                time.sleep(5)
+            house.let_pass(minutes=11)
+            house.wait_until_done()
+            assert worker.stop() == 0
+        ledger = Ledger.read(house.database)
+        ledger.check(requests, "PostgreSQL that can only be read for 5 s", started)
+        assert ledger.succeeded() == 120
+        assert "read-only transaction" in worker.log
 
 
 def test_submitting_while_redis_dies_again_and_again(breakable: House) -> None:
