@@ -8,13 +8,20 @@ from servers import RedisServer
 
 
 class RedisSentinel(RedisServer):
-    """Tells clients where `master` is, under the name `mymaster`; see `RedisServer`."""
+    """Tells clients where `master` is, under the name `mymaster`; see `RedisServer`.
+
+    It gives a master that is silent for a second up for a replica, where there is one.
+    """
 
     name = "Redis Sentinel"
 
     def __init__(self, master: RedisServer) -> None:
         super().__init__()
         self._master = master
+
+    def new_database(self) -> str:
+        """The URL by which clients find the master; it is the same each time."""
+        return f"sentinel://127.0.0.1:{self.port}/0"
 
     def command(self) -> list[str | Path]:
         configuration = self.folder / "sentinel.conf"
@@ -23,6 +30,8 @@ class RedisSentinel(RedisServer):
             "bind 127.0.0.1\n"
             f"dir {self.folder}\n"
             f"sentinel monitor mymaster 127.0.0.1 {self._master.port} 1\n"
+            "sentinel down-after-milliseconds mymaster 1000\n"
+            "sentinel failover-timeout mymaster 10000\n"
         )
         configuration.chmod(0o666)  # it keeps what it learns there, as another user
         return [self.program, configuration, "--sentinel"]

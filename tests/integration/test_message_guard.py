@@ -302,8 +302,7 @@ def test_behind_a_sentinel_malformed_messages_cost_one_line_each(
     env: dict[str, str], tmp_path: Path
 ) -> None:
     with RedisServer() as master, RedisSentinel(master) as sentinel:
-        url = f"sentinel://127.0.0.1:{sentinel.port}/0"
-        behind = env | {"CAPTIONER_BROKER__URL": url}
+        behind = env | {"CAPTIONER_BROKER__URL": sentinel.new_database()}
         with (
             Jobs(settings_of(behind)) as jobs,
             redis.Redis.from_url(master.url) as broker,
