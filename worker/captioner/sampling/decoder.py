@@ -23,8 +23,8 @@ Result = TypeVar("Result")
 START_SECONDS = 60.0
 #: How long in seconds a process that has closed its pipe may take to end.
 END_SECONDS = 2.0
-#: Whose answer is late has computed for this share of the time, or it has hung: through no fault of
-#: the file, as far as anybody knows, so that it is worth another try.
+#: A decoder whose answer is late, and that computed for less than this share of the time, has hung,
+#: as on a network drive that is away: that says nothing of the file, which is worth another try.
 BUSY_SHARE = 0.25
 
 
@@ -121,19 +121,17 @@ class Decoder:
     def _failure(self, media: Media, error: Exception) -> JobError:
         limit = f"{self._timeout_seconds:g} s (CAPTIONER_MEDIA__DECODE_TIMEOUT_SECONDS)"
         if isinstance(error, BlockingIOError):
+            ending = f"hung for {limit}"
             computed = self._child.cpu_seconds - self._cpu_seconds
-            if computed < self._timeout_seconds * BUSY_SHARE:
-                # Frozen, as all of a paused container is, or a network drive that is away.
-                return CrashError(
-                    ErrorCode.WORKER_LOST, f"{media.name}: its decoder hung for {limit}"
-                )
+            too_slow = computed >= self._timeout_seconds * BUSY_SHARE
         else:
             ending = self._ending(error)
-            if self._child.exit_code != -signal.SIGXCPU:
-                return CrashError(ErrorCode.WORKER_LOST, f"{media.name}: its decoder {ending}")
-        return JobError(
-            ErrorCode.DECODE_FAILED, f"{media.name}: decoding it took longer than {limit}"
-        )
+            too_slow = self._child.exit_code == -signal.SIGXCPU
+        if too_slow:
+            return JobError(
+                ErrorCode.DECODE_FAILED, f"{media.name}: decoding it took longer than {limit}"
+            )
+        return CrashError(ErrorCode.WORKER_LOST, f"{media.name}: its decoder {ending}")
 
     def _ending(self, error: Exception) -> str:
         """How the process ended, or why it is to be ended, in words that follow `it`."""
