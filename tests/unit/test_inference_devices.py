@@ -11,6 +11,7 @@ from captioner.inference import devices
 from captioner.inference.devices import (
     cpu_multiplies_bfloat16,
     dtype_name,
+    product_seconds,
     resolve_device,
     resolve_dtype,
 )
@@ -51,10 +52,44 @@ def test_auto_dtype_follows_the_hardware() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="no /proc/cpuinfo")
-def test_bfloat16_in_hardware_is_what_the_kernel_says_of_the_cpu() -> None:
+def test_bfloat16_is_not_chosen_where_the_kernel_says_that_the_cpu_has_none() -> None:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    assert cpu_multiplies_bfloat16() == bool({"avx512_bf16", "amx_bf16"} & set(flags))
+    assert {"avx512_bf16", "amx_bf16"} & set(flags) or not cpu_multiplies_bfloat16()
+
+
+@pytest.mark.parametrize("instructions", ["avx512_bf16", "amx_bf16"])
+@pytest.mark.parametrize(("bfloat16_seconds", "expected"), [(0.5, True), (2.0, False)])
+def test_a_cpu_with_bfloat16_has_it_chosen_where_it_measures_faster(
+    instructions: str,
+    bfloat16_seconds: float,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured = {torch.bfloat16: bfloat16_seconds, torch.float32: 1.0}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instructions: True})
+    monkeypatch.setattr(
+        devices, "product_seconds", lambda *types: {name: measured[name] for name in types}
+    )
+    assert cpu_multiplies_bfloat16.__wrapped__() is expected
+
+
+def test_a_cpu_without_bfloat16_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
+    monkeypatch.setattr(devices, "product_seconds", lambda *types: pytest.fail(str(types)))
+    assert cpu_multiplies_bfloat16.__wrapped__() is False
+
+
+def test_products_are_measured_in_each_type_and_threads_are_left_as_they_were() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seconds = product_seconds(torch.float64, torch.float32)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    # Twice the bytes and half the numbers an instruction, on every CPU.
+    assert seconds[torch.float64] > seconds[torch.float32] > 0
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])
