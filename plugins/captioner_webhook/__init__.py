@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -58,8 +58,9 @@ class Webhooks:
         url = job.webhook_url if own else endpoint.url
         if not url:
             raise DeliveryError("the job has no webhook_url", permanent=True)
+        now = store.now()
         try:
-            secrets = standard.signing_secrets(endpoint, self._settings(), url=url)
+            secrets = standard.signing_secrets(endpoint, self._settings(), url=url, now=now)
         except standard.SettingsError as error:
             raise DeliveryError(str(error)) from error
         except ValueError:
@@ -71,6 +72,7 @@ class Webhooks:
                 message_id=message_id(event, target),
                 body=standard.webhook_body(event, job),
                 settings=self._settings(),
+                now=now,
             )
         except DeliveryError as error:
             if not own:
@@ -104,7 +106,7 @@ class Webhooks:
         elif since is None:
             store.endpoint_failed(endpoint.id)
             return
-        elif days and datetime.now(UTC) - since >= timedelta(days=days):
+        elif days and store.now() - since >= timedelta(days=days):
             reason = f"every delivery has failed since {since:%Y-%m-%d %H:%M} UTC: {error}"
         else:
             return

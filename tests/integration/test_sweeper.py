@@ -207,7 +207,7 @@ def test_what_was_never_published_and_what_is_due_again_is(house: House) -> None
         retried.id,
         back.id,
     }
-    # Claimable at once, even by a machine whose clock is behind.
+    # Claimable at once, also by who was told the time a moment before.
     assert [job.id for job in house.store.claim([retried.id], "v", now=NOON)] == [retried.id]
 
 
@@ -301,6 +301,16 @@ def test_a_step_that_fails_stops_no_other(
         server.start()
         assert house.sweeper.sweep(later) == {PUBLISHED: 2}
         house.close()
+
+
+def test_who_did_not_sweep_for_long_gives_the_living_time_to_say_so(house: House) -> None:
+    """All were paused, as when their machine sleeps, or the clock was set."""
+    assert house.sweeper.sweep(NOON) == Counter()
+    claimed(house.store, 1)
+    assert house.sweeper.sweep(NOON + HOUR) == Counter()
+    for seconds in (20, 40):
+        assert house.sweeper.sweep(NOON + HOUR + seconds * SECOND) == Counter()
+    assert house.sweeper.sweep(NOON + HOUR + 46 * SECOND)["jobs taken back"] == 1
 
 
 def test_after_the_database_was_away_the_living_have_time_to_say_so(

@@ -21,7 +21,7 @@ class Clock:
 
 
 def test_a_claim_begins_where_the_last_one_ended() -> None:
-    place = Place(clock=Clock())
+    place = Place(lambda: datetime.now(UTC), clock=Clock())
     assert place.begin() is None
     place.end([delivery(3, A), delivery(7, B)], {}, 5, ())
     assert place.begin() == (NOON, 7)
@@ -35,7 +35,7 @@ def test_a_claim_begins_where_the_last_one_ended() -> None:
 
 
 def test_where_nobody_is_passed_over_there_is_nothing_to_save() -> None:
-    place = Place(clock=Clock())
+    place = Place(lambda: datetime.now(UTC), clock=Clock())
     place.begin()
     place.end([delivery(3, A)], {}, 5, ())
     assert place.begin() is not None
@@ -45,7 +45,7 @@ def test_where_nobody_is_passed_over_there_is_nothing_to_save() -> None:
 
 def test_it_begins_anew_after_a_while() -> None:
     clock = Clock()
-    place = Place(clock=clock)
+    place = Place(lambda: datetime.now(UTC), clock=clock)
     assert place.begin() is None
     place.end([delivery(3, A)], {}, 5, ())
     clock.seconds += ANEW_SECONDS / 2
@@ -57,7 +57,7 @@ def test_it_begins_anew_after_a_while() -> None:
 
 def test_what_takes_long_is_done_seldom() -> None:
     clock = Clock()
-    place = Place(clock=clock)
+    place = Place(lambda: datetime.now(UTC), clock=clock)
     place.begin()
     clock.seconds += 0.5
     place.end([delivery(3, A)], {}, 5, ())
@@ -70,7 +70,7 @@ def test_what_takes_long_is_done_seldom() -> None:
 def test_it_begins_anew_for_a_target_that_was_passed_over_and_got_nothing() -> None:
     cases: list[dict[Target, int]] = [{A: 0}, {A: 1}]  # it had no room, or not enough
     for full in cases:
-        place = Place(clock=Clock())
+        place = Place(lambda: datetime.now(UTC), clock=Clock())
         place.begin()
         place.end([delivery(3, B), *([delivery(4, A)] if full[A] else [])], full, 5, ())
         assert place.begin() is not None
@@ -83,7 +83,7 @@ def test_it_begins_anew_for_a_target_that_was_passed_over_and_got_nothing() -> N
 
 
 def test_it_does_not_for_one_that_is_full_or_fails_or_got_something() -> None:
-    place = Place(clock=Clock())
+    place = Place(lambda: datetime.now(UTC), clock=Clock())
     place.begin()
     place.end([], {A: 0, B: 0, DEAD: 0}, 5, ())
     place.begin()

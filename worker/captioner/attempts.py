@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from captioner.captioning import CHECK_SECONDS, Captioning
@@ -194,7 +194,10 @@ class Attempt:
         except (EngineClosedError, HandedBackError):
             self._ending = _untried(self.job)
         except HostBusyError as error:
-            self._ending = _untried(self.job, not_before=_from_now(error.retry_after_seconds))
+            self._ending = _untried(
+                self.job,
+                not_before=self._pipeline.now() + timedelta(seconds=error.retry_after_seconds),
+            )
         except JobError as error:
             failure = JobFailure(error.code, error.message, error.retryable)
             self._ending = self._failed(failure, crashed=isinstance(error, CrashError))
@@ -205,7 +208,7 @@ class Attempt:
         return None
 
     def _failed(self, failure: JobFailure, *, crashed: bool = False) -> Ending:
-        now = datetime.now(UTC)
+        now = self._pipeline.now()
         if (deadline := self.job.request.deadline_at) and deadline <= now:
             late = JobFailure(ErrorCode.DEADLINE_EXCEEDED, failure.message, retryable=False)
             return self._outcome(JobState.EXPIRED, failure=late)
@@ -243,7 +246,3 @@ def _fail_for_a_hanging_plugin() -> None:
 def _untried(job: ClaimedJob, *, not_before: datetime | None = None) -> Requeue:
     """Handed back: counts neither as a retry nor as a failure."""
     return Requeue(job_id=job.id, attempt=job.attempt, not_before=not_before)
-
-
-def _from_now(seconds: float) -> datetime:
-    return datetime.now(UTC) + timedelta(seconds=seconds)

@@ -8,7 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple
 
 from captioner.domain import Caption, CaptionRequest, Frame, FrameCaptions, Lane
@@ -37,17 +37,23 @@ class Captioned:
 class Watch:
     """Whether a job may go on, and where its time goes."""
 
-    def __init__(self, canceled: Callable[[], bool] | None, deadline_at: datetime | None) -> None:
+    def __init__(
+        self,
+        canceled: Callable[[], bool] | None,
+        deadline_at: datetime | None,
+        now: Callable[[], datetime],
+    ) -> None:
         """`canceled` tells whether nobody wants the result any more, `deadline_at` from when on."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._canceled = canceled
         self._deadline_at = deadline_at
+        self._now = now
 
     def check(self) -> None:
         """Raise if the job is canceled or late."""
         if self._canceled and self._canceled():
             raise CanceledError("the job was canceled")
-        if self._deadline_at and datetime.now(UTC) > self._deadline_at:
+        if self._deadline_at and self._now() > self._deadline_at:
             raise JobError(ErrorCode.DEADLINE_EXCEEDED, f"not done by {self._deadline_at}")
 
     def result(self, future: Future[list[Caption]]) -> list[Caption]:

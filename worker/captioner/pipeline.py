@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 
 from captioner.captioning import Captioned, Captioning, Watch
@@ -27,6 +28,10 @@ from captioner.settings import MediaSettings
 _NOWHERE = nullcontext(Path(os.devnull))
 
 
+def _host_time() -> datetime:
+    return datetime.now(UTC)
+
+
 class Pipeline:
     """Fetches in the caller's thread, and waits there for decoders and the engine.
 
@@ -41,6 +46,7 @@ class Pipeline:
         *,
         plugins: Plugins | None = None,
         concurrency: int = 64,
+        now: Callable[[], datetime] = _host_time,
     ) -> None:
         """Bring the parts together; who made them closes them.
 
@@ -51,7 +57,9 @@ class Pipeline:
             plugins: asked for sources and captions; their failures are counted there.
             concurrency: how many jobs are in hand at once, at most so many of them downloading;
                 bulk jobs and videos leave some of that to interactive ones.
+            now: the clock that deadlines go by; this machine's where not said.
         """
+        self.now = now
         self._engine = engine
         self._sampler = sampler
         self._providers = Providers(plugins or Plugins(), limits)
@@ -106,7 +114,7 @@ class Pipeline:
             HandedBackError: `stopping` said that this worker ends, and the log has all of a video
                 that has captions; the others are for who goes on with it.
         """
-        watch = Watch(canceled, request.deadline_at)
+        watch = Watch(canceled, request.deadline_at, self.now)
         captioning = Captioning(self._engine, self._providers, request, watch, stopping, log)
         try:
             captioning.resume()

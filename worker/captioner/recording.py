@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TypeVar
 
 from captioner.attempts import Attempt
@@ -71,7 +71,7 @@ class Recorder:
         for one, outcome in recorded:
             one.state = outcome.state
             if observed:
-                event = _event(outcome, one.job.request.lane)
+                event = _event(outcome, one.job.request.lane, self._store.now())
                 self._observers.tell("observe", event=event)
         _log([outcome for _, outcome in recorded])
         return [one for (one, _), done in zip(ended, written, strict=True) if not done]
@@ -141,13 +141,13 @@ def _log(outcomes: Sequence[Outcome]) -> None:
         logger.info("%d jobs succeeded", len(succeeded), extra={"seconds": seconds})
 
 
-def _event(outcome: Outcome, lane: Lane) -> Event:
+def _event(outcome: Outcome, lane: Lane, now: datetime) -> Event:
     return Event(
         job_id=outcome.job_id,
         type=event_type(outcome.state, lane),
         state=outcome.state,
         attempt=outcome.attempt,
-        occurred_at=datetime.now(UTC),
+        occurred_at=now,
         error_code=outcome.failure.code if outcome.failure else None,
         timings=tuple(outcome.timings.items()),
     )

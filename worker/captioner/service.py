@@ -72,7 +72,12 @@ class CaptionService:
         self._recorder = Recorder(store, self._combined, plugins, self.reports.observers)
         self._sampler = sampler
         self._pipeline = Pipeline(
-            engine, sampler, settings.media, plugins=plugins, concurrency=settings.concurrency
+            engine,
+            sampler,
+            settings.media,
+            plugins=plugins,
+            concurrency=settings.concurrency,
+            now=store.now,
         )
         self._retry = settings.retry
         self._concurrency = settings.concurrency

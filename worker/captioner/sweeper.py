@@ -36,6 +36,7 @@ class Sweeper:
         self._lease = timedelta(seconds=app.settings.worker.lease_seconds)
         #: Until then silence is no sign of death.
         self._forgiving_until = datetime.min.replace(tzinfo=UTC)
+        self._swept_at: datetime | None = None
 
     def sweep(self, now: datetime | None = None) -> Counter[str]:
         """One round, if this worker is the one elected: each step, whatever became of the others.
@@ -44,9 +45,10 @@ class Sweeper:
             What was done, such as `{"jobs expired": 2}`; also logged, in one line.
         """
         counts: Counter[str] = Counter()
+        self._excuse_absence(now or self._store.now())
         steps = (self._take_back, self._expire, self._publish, self._delete_old, self._forget)
         for step in steps:
-            moment = now or datetime.now(UTC)
+            moment = now or self._store.now()
             try:
                 # Renewed before every step, because a broker that hangs can hold one up.
                 if not self._store.try_acquire(LEASE, self._owner, self._lease, now=moment):
@@ -66,6 +68,12 @@ class Sweeper:
         if counts:
             logger.info("swept: %s", ", ".join(f"{n} {what}" for what, n in counts.items()))
         return counts
+
+    def _excuse_absence(self, moment: datetime) -> None:
+        """Who was not there for long cannot tell who is: all were paused, or the clock was set."""
+        last, self._swept_at = self._swept_at, moment
+        if last and moment - last > self._lease:
+            self._forgiving_until = moment + self._lease
 
     def release(self) -> None:
         """Let another worker sweep at once."""

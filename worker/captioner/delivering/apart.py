@@ -63,7 +63,7 @@ class Apart:
         except (EOFError, OSError) as error:
             logger.warning("no process to make deliveries in: %s", describe(error))
             return None
-        started = Started()
+        started = self._attempts.start()
         job = jobs.get(delivery.event.job_id)
         timeout_seconds = self._settings.events.attempt_timeout_seconds
         try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from captioner.deliveries import AttemptEnd, Delivery, NewDelivery
@@ -27,8 +27,8 @@ DELIVER = "deliver_event"
 class Started:
     """When an attempt began."""
 
-    at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    clock: float = field(default_factory=time.monotonic)
+    at: datetime
+    clock: float
 
     @property
     def seconds(self) -> float:
@@ -45,6 +45,12 @@ class Attempts:
         self._plugins = plugins
         self._delays_seconds = delays_seconds
 
+    def start(self, seconds_ago: float = 0.0) -> Started:
+        """An attempt that begins now, or began a while ago."""
+        return Started(
+            self._store.now() - timedelta(seconds=seconds_ago), time.monotonic() - seconds_ago
+        )
+
     def make(self, delivery: Delivery, jobs: Mapping[UUID, Job]) -> AttemptEnd:
         """Make one attempt, in the caller's thread; whatever the plugin does becomes its end.
 
@@ -52,7 +58,7 @@ class Attempts:
             delivery: claimed; one without a target asks the plugin for its targets.
             jobs: the delivery's own among them, unless this version cannot read it.
         """
-        started = Started()
+        started = self.start()
         with job_context(delivery.event.job_id):
             try:
                 return self._made(delivery, jobs.get(delivery.event.job_id), started)
@@ -81,7 +87,7 @@ class Attempts:
             started_at=started.at,
             duration_seconds=started.seconds,
             state=DeliveryState.DEAD if pause is None else DeliveryState.PENDING,
-            due_at=datetime.now(UTC) + timedelta(seconds=pause or 0.0),
+            due_at=self._store.now() + timedelta(seconds=pause or 0.0),
             status=error.status,
             # Half a pair of surrogates can be neither logged nor stored.
             error=str(error).encode(errors="replace").decode(),
@@ -123,7 +129,7 @@ class Attempts:
 
     def _ask(self, delivery: Delivery, job: Job, started: Started) -> AttemptEnd:
         targets = ask_targets(self._plugins, delivery.plugin, delivery.event, job, self._store)
-        now = datetime.now(UTC)
+        now = self._store.now()
         return AttemptEnd(
             delivery=delivery,
             started_at=started.at,

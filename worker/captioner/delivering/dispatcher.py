@@ -11,14 +11,13 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from queue import Empty, SimpleQueue
 from uuid import UUID
 
 from captioner.deliveries import AttemptEnd, Delivery, Target
 from captioner.delivering.apart import MOST_PROCESSES, Apart
 from captioner.delivering.asking import jobs_of
-from captioner.delivering.attempts import Attempts, Started, hook_of
+from captioner.delivering.attempts import Attempts, hook_of
 from captioner.delivering.chains import Chain, Threads
 from captioner.delivering.health import Health
 from captioner.delivering.leases import Leases
@@ -82,7 +81,7 @@ class Dispatcher:
         self._left: list[tuple[str, Deliveries]] = []
         self._health = Health()
         self._shares = Shares(settings, self._health)
-        self._place = Place()
+        self._place = Place(store.now)
         self._leases = Leases(settings.lease_seconds)
         #: From the claim until it is recorded or given back: a thread may have ended it long since.
         self._in_hand: set[int] = set()
@@ -193,10 +192,9 @@ class Dispatcher:
         self._left.append((delivery.plugin, chain))
         error = f"did not return within {self._settings.attempt_timeout_seconds:g} s"
         self._plugins.errors.report(delivery.plugin, hook_of(delivery), error)
-        started = Started(
-            datetime.now(UTC) - timedelta(seconds=seconds), time.monotonic() - seconds
+        end = self._attempts.failed(
+            delivery, self._attempts.start(seconds), DeliveryError(f"the plugin {error}")
         )
-        end = self._attempts.failed(delivery, started, DeliveryError(f"the plugin {error}"))
         self._ended.append(end)
         self._health.note(end)
         return True

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Collection
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from captioner.deliveries import Expansion, NewDelivery
 from captioner.delivering.asking import HOOK, ask_targets, jobs_of
@@ -200,7 +200,7 @@ class Expander:
         return name in self._left or time.monotonic() < self._slow_until.get(name, 0.0)
 
     def _deliveries(self, name: str, answer: Answer | None, *, apart: bool) -> list[NewDelivery]:
-        now = datetime.now(UTC)
+        now = self._store.now()
         if isinstance(answer, tuple):
             return [NewDelivery(plugin=name, target=one, due_at=now) for one in answer]
         if answer is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from captioner.deliveries import Delivery, Position, Target
 
@@ -24,8 +24,11 @@ LATE = timedelta(seconds=2)
 class Place:
     """The place of one dispatcher. For one thread."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """At the beginning. `clock` gives seconds since any moment."""
+    def __init__(
+        self, now: Callable[[], datetime], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """At the beginning. `now` is the database's; `clock` gives seconds since any moment."""
+        self._now = now
         self._clock = clock
         self._after: Position | None = None
         #: When the last claim began, the last one from the beginning, and when the next may.
@@ -74,7 +77,7 @@ class Place:
         if claimed:
             self._after = claimed[-1].due_at, claimed[-1].id
         elif self._passed:
-            # Nothing else is left, unless its writer's clock or commit is late.
-            self._after = datetime.now(UTC) - LATE, 0
+            # Nothing else is left, unless its commit is late.
+            self._after = self._now() - LATE, 0
         else:
             self._after = None

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from captioner.deliveries import Attempt, AttemptEnd, Delivery, Expansion, Position, Target
 from captioner.events import DeliveryState, Event
 from captioner.store import delivery_claims, delivery_log, outbox
-from captioner.store.transactions import Database, or_now
+from captioner.store.transactions import Database
 
 
 class Deliveries:
@@ -33,8 +33,9 @@ class Deliveries:
         """
         if not expansions:
             return set()
+        moment = self._database.moment(now)
         with self._database.transaction() as connection:
-            return outbox.expand(connection, expansions, or_now(now))
+            return outbox.expand(connection, expansions, moment)
 
     # Delivering
 
@@ -67,7 +68,7 @@ class Deliveries:
         Returns:
             The deliveries, now the owner's.
         """
-        moment = or_now(now)
+        moment = self._database.moment(now)
         with self._database.transaction() as connection:
             return delivery_claims.claim_deliveries(
                 connection,
@@ -95,8 +96,9 @@ class Deliveries:
         """
         if not ends:
             return set()
+        moment = self._database.moment(now)
         with self._database.transaction() as connection:
-            return delivery_claims.record_attempts(connection, owner, ends, or_now(now))
+            return delivery_claims.record_attempts(connection, owner, ends, moment)
 
     def asked_apart(self) -> set[str]:
         """Plugins that a worker may have been lost with when it asked them for targets."""
@@ -118,7 +120,7 @@ class Deliveries:
         """
         if not ids:
             return set()
-        expires_at = or_now(now) + timedelta(seconds=lease_seconds)
+        expires_at = self._database.moment(now) + timedelta(seconds=lease_seconds)
         with self._database.statement() as connection:
             return delivery_claims.renew_leases(connection, owner, ids, expires_at)
 
@@ -163,8 +165,9 @@ class Deliveries:
         Returns:
             The ids of those; the others are unknown, or being tried just now.
         """
+        moment = self._database.moment(now)
         with self._database.transaction() as connection:
-            return delivery_log.redeliver(connection, ids, or_now(now))
+            return delivery_log.redeliver(connection, ids, moment)
 
     def redeliver_event(self, event_id: int, *, now: datetime | None = None) -> set[int]:
         """Make an event's deliveries again, and ask the plugins again whom it is for.
@@ -175,8 +178,9 @@ class Deliveries:
         Raises:
             EventNotFoundError: there is none.
         """
+        moment = self._database.moment(now)
         with self._database.transaction() as connection:
-            return delivery_log.redeliver_event(connection, event_id, or_now(now))
+            return delivery_log.redeliver_event(connection, event_id, moment)
 
     def redeliver_dead(
         self,
@@ -187,5 +191,6 @@ class Deliveries:
         now: datetime | None = None,
     ) -> set[int]:
         """Make dead deliveries again, the oldest first; the ids of those."""
+        moment = self._database.moment(now)
         with self._database.transaction() as connection:
-            return delivery_log.redeliver_dead(connection, plugin, target, limit, or_now(now))
+            return delivery_log.redeliver_dead(connection, plugin, target, limit, moment)

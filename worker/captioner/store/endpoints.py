@@ -14,7 +14,7 @@ from captioner.domain import EndpointState
 from captioner.errors import EndpointNotFoundError
 from captioner.store.models import EndpointRow
 from captioner.store.statements import insert_into
-from captioner.store.transactions import Database, or_now
+from captioner.store.transactions import Database
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +113,7 @@ class Endpoints:
             update(EndpointRow)
             .where(EndpointRow.id == endpoint.id, EndpointRow.secret == endpoint.secret)
             .values(
-                updated_at=or_now(now),
+                updated_at=self._database.moment(now),
                 secret=secret,
                 previous_secret=previous,
                 previous_secret_expires_at=previous_until,
@@ -167,7 +167,7 @@ class Endpoints:
         statement = (
             update(EndpointRow)
             .where(EndpointRow.id == endpoint_id, EndpointRow.failing_since.is_(None))
-            .values(failing_since=or_now(now))
+            .values(failing_since=self._database.moment(now))
         )
         with self._database.statement() as connection:
             connection.execute(statement)
@@ -186,7 +186,7 @@ class Endpoints:
         statement = (
             update(EndpointRow)
             .where(EndpointRow.id == endpoint_id)
-            .values(updated_at=or_now(now), **values)
+            .values(updated_at=self._database.moment(now), **values)
         )
         with self._database.statement() as connection:
             if not connection.execute(statement).rowcount:

@@ -27,7 +27,6 @@ from captioner.store.mapping import claimed_from_row
 from captioner.store.queries import Cursor
 from captioner.store.requeues import requeue
 from captioner.store.submissions import Submission
-from captioner.store.transactions import or_now
 from captioner.store.upkeep import Upkeep
 
 
@@ -35,7 +34,7 @@ class Store(Deliveries, Endpoints, Upkeep):
     """Jobs, captions, events, workers and leases in SQL. Thread-safe; a context manager.
 
     Every method is one short transaction; `record` and `expire_workers` can be a few. `now` is the
-    time to work with, the clock's by default; the clocks of all machines must agree to a second.
+    time to work with, by default the database's, whatever the clock of this machine says.
     Any method raises `StoreUnavailableError` when the database cannot be reached, with nothing
     changed or with the change complete.
     """
@@ -65,8 +64,9 @@ class Store(Deliveries, Endpoints, Upkeep):
                 call is inserted.
             InvalidRequestError: a request holds what cannot be stored; nothing is inserted.
         """
+        moment = self._database.moment(now)
         with self._database.transaction() as connection:
-            return submissions.add(connection, requests, or_now(now))
+            return submissions.add(connection, requests, moment)
 
     # Reading
 
@@ -114,7 +114,7 @@ class Store(Deliveries, Endpoints, Upkeep):
             Those that are now the owner's; the others are taken, canceled, not due, past their
             deadline, or unknown.
         """
-        moment = or_now(now)
+        moment = self._database.moment(now)
         with self._database.statement() as connection:
             rows = claims.claim(connection, ids, owner, moment)
         claimed, refused = [], []
@@ -145,7 +145,7 @@ class Store(Deliveries, Endpoints, Upkeep):
         Returns:
             The ids of the jobs that were recorded.
         """
-        return records.record(self._database, outcomes, or_now(now))
+        return records.record(self._database, outcomes, self._database.moment(now))
 
     def requeue(self, requeues: Sequence[Requeue]) -> set[UUID]:
         """Put attempts back that ended without a result: `queued`, nobody's, without a message.
@@ -193,5 +193,6 @@ class Store(Deliveries, Endpoints, Upkeep):
         Returns:
             The ids of the jobs that were canceled; the others had ended, or are unknown.
         """
+        moment = self._database.moment(now)
         with self._database.transaction() as connection:
-            return endings.cancel(connection, ids, or_now(now))
+            return endings.cancel(connection, ids, moment)

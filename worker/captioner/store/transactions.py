@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine
+from sqlalchemy import URL, Connection, Engine, func, select
 from sqlalchemy import exc as sa_exc
 
 from captioner.errors import SchemaError, StoreUnavailableError
+from captioner.store.clock import Clock, HostClock, ServerClock
 from captioner.store.session import UPGRADE_COMMAND, URL_SETTING, display_url
 
 #: PostgreSQL's undefined_table and undefined_column.
@@ -29,7 +30,9 @@ class Database:
         """`engine` is from `create_store_engine`; `close` disposes of it."""
         self.engine = engine
         self._sqlite = engine.dialect.name == "sqlite"
+        self.clock: Clock
         if self._sqlite:
+            self.clock = HostClock()
             self._writing: Engine = engine.execution_options(captioner_writes=True)
             # SQLite has one writer, and its waiters poll; threads queue up here instead.
             self._writer: contextlib.AbstractContextManager[Any] = threading.Lock()
@@ -38,6 +41,7 @@ class Database:
             self._writer = contextlib.nullcontext()
             # A single statement is its own transaction: two round trips fewer.
             self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
+            self.clock = ServerClock(self._time)
 
     @property
     def combines(self) -> bool:
@@ -66,6 +70,15 @@ class Database:
             return
         with translated(self.engine.url), self._single.connect() as connection:
             yield connection
+
+    def moment(self, now: datetime | None) -> datetime:
+        """The time to work with: the database's unless another is given. Not for a transaction."""
+        return self.clock.asked_now() if now is None else now
+
+    def _time(self) -> datetime:
+        with self.reading() as connection:
+            said: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+        return said
 
     def close(self) -> None:
         """Close all connections; the database can be used again after it."""
@@ -102,11 +115,6 @@ def translated(url: URL) -> Iterator[None]:
         raise StoreUnavailableError(
             f"database {display_url(url)} cannot be used: {reason}; check {URL_SETTING}"
         ) from error
-
-
-def or_now(now: datetime | None) -> datetime:
-    """The time to work with: the clock's unless another is given."""
-    return now if now is not None else datetime.now(UTC)
 
 
 def is_row_problem(error: BaseException) -> bool:

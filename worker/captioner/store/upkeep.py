@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from captioner.domain import Lane
 from captioner.plugin_errors import PluginErrorCount
 from captioner.store import dispatches, endings, owners, plugin_errors, retention, workers
-from captioner.store.transactions import Database, or_now
+from captioner.store.transactions import Database
 
 
 class Lost(NamedTuple):
@@ -33,6 +33,10 @@ class Upkeep:
     def __init__(self, engine: Engine) -> None:
         """`engine` is from `create_store_engine`."""
         self._database = Database(engine)
+
+    def now(self) -> datetime:
+        """The database's time, by which all machines go; nothing is waited for after the first."""
+        return self._database.clock.now()
 
     # Workers and leases
 
@@ -57,9 +61,10 @@ class Upkeep:
         Returns:
             Its id, unlike that of any process before: the `owner` of its claims.
         """
+        moment = self._database.moment(now)
         with self._database.statement() as connection:
             return workers.register_worker(
-                connection, name, worker_id, pid or os.getpid(), queues, or_now(now)
+                connection, name, worker_id, pid or os.getpid(), queues, moment
             )
 
     def heartbeat(self, worker_id: str, *, now: datetime | None = None) -> bool:
@@ -70,8 +75,9 @@ class Upkeep:
             back, and what it records for those is refused. It may go on after `register_worker`
             with the same id; jobs not put back until then are its own still.
         """
+        moment = self._database.moment(now)
         with self._database.statement() as connection:
-            return workers.heartbeat(connection, worker_id, or_now(now))
+            return workers.heartbeat(connection, worker_id, moment)
 
     def unregister_worker(self, worker_id: str) -> None:
         """Take a worker off the list; jobs it still has are put back by the next sweep."""
@@ -87,7 +93,7 @@ class Upkeep:
         records, before or after that claim, is refused. Lost for the `max_losses`th time it ends as
         failed (`worker_lost`) instead, because it may be what kills its workers.
         """
-        moment = or_now(now)
+        moment = self._database.moment(now)
         # In transactions of their own: each locks its jobs in one order, as everybody does, and one
         # that did so twice could meet another half-way.
         with self._database.statement() as connection:
@@ -102,8 +108,9 @@ class Upkeep:
         self, name: str, holder: str, ttl: timedelta, *, now: datetime | None = None
     ) -> bool:
         """Take the lease `name` until `ttl` from now, or renew it; False when another has it."""
+        moment = self._database.moment(now)
         with self._database.statement() as connection:
-            return workers.try_acquire(connection, name, holder, ttl, or_now(now))
+            return workers.try_acquire(connection, name, holder, ttl, moment)
 
     def lease_holder(self, name: str) -> str | None:
         """Who has the lease `name`; also who had it last, when it ended and was not given up."""
@@ -123,8 +130,9 @@ class Upkeep:
         """Stamp jobs whose messages the broker has taken; the ids of each message by themselves."""
         if not any(messages):
             return
+        moment = self._database.moment(now)
         with self._database.statement() as connection:
-            dispatches.mark_dispatched(connection, messages, or_now(now))
+            dispatches.mark_dispatched(connection, messages, moment)
 
     def undispatched(self, created_before: datetime, limit: int) -> list[tuple[UUID, Lane]]:
         """Queued jobs that need a message now, oldest first, with the lane each belongs to.
@@ -137,8 +145,9 @@ class Upkeep:
 
     def release_due(self, limit: int, *, now: datetime | None = None) -> int:
         """Make retries whose time has come `undispatched`; how many."""
+        moment = self._database.moment(now)
         with self._database.statement() as connection:
-            return dispatches.release_due(connection, limit, or_now(now))
+            return dispatches.release_due(connection, limit, moment)
 
     def count_dispatches(self, lane: Lane, before: datetime) -> int:
         """How many messages, sent before then, the lane's queued jobs are in.
@@ -178,8 +187,9 @@ class Upkeep:
         Returns:
             The ids of those. A job in processing is its worker's to end.
         """
+        moment = self._database.moment(now)
         with self._database.transaction() as connection:
-            return endings.expire_overdue(connection, limit, or_now(now))
+            return endings.expire_overdue(connection, limit, moment)
 
     def delete_finished(self, finished_before: datetime, limit: int) -> int:
         """Delete jobs that ended before then, with captions and events; how many."""

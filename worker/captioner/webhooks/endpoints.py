@@ -67,7 +67,7 @@ def add_endpoint(
         raise InvalidRequestError(
             f"a description has at most {MAX_DESCRIPTION_CHARACTERS} characters, in one line"
         )
-    secret, now = new_secret(), datetime.now(UTC)
+    secret, now = new_secret(), store.now()
     endpoint = WebhookEndpoint(
         id=uuid4(),
         url=url,
@@ -105,7 +105,7 @@ def rotate_secret(
 
     if endpoint_id == JOBS_ENDPOINT_ID:
         jobs_endpoint(store, settings)
-    cipher, secret, now = open_cipher(settings, create=True), new_secret(), datetime.now(UTC)
+    cipher, secret, now = open_cipher(settings, create=True), new_secret(), store.now()
     while True:  # until nobody else has replaced it meanwhile
         endpoint = store.endpoint(endpoint_id)
         if store.replace_endpoint_secret(
@@ -129,7 +129,7 @@ def reencrypt_secrets(store: Store, settings: Settings) -> int:
     """
     from captioner.webhooks.encryption import open_cipher
 
-    cipher, now, endpoints = open_cipher(settings), datetime.now(UTC), store.endpoints()
+    cipher, now, endpoints = open_cipher(settings), store.now(), store.endpoints()
     for endpoint in endpoints:
         secret, *previous = map(cipher.decrypt, _tokens(endpoint, now))
         # Where it is refused somebody rotates, who does the same.
@@ -154,7 +154,7 @@ def jobs_endpoint(store: Store, settings: Settings) -> WebhookEndpoint:
     found = [one for one in store.endpoints() if one.id == JOBS_ENDPOINT_ID]
     if found:
         return found[0]
-    now = datetime.now(UTC)
+    now = store.now()
     store.add_endpoint(
         WebhookEndpoint(
             id=JOBS_ENDPOINT_ID,

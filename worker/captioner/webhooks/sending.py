@@ -22,7 +22,13 @@ _MAX_RETRY_AFTER_SECONDS = 1e9
 
 
 def send(
-    url: str, *, secrets: Sequence[str], message_id: str, body: bytes, settings: Settings
+    url: str,
+    *,
+    secrets: Sequence[str],
+    message_id: str,
+    body: bytes,
+    settings: Settings,
+    now: datetime,
 ) -> Receipt:
     """Post a webhook once.
 
@@ -32,6 +38,7 @@ def send(
         message_id: the same on every attempt.
         body: as `webhook_body` makes it.
         settings: time limit, and what `media` says of hosts and ports.
+        now: what it is signed with; receivers refuse a time that is minutes away from theirs.
 
     Returns:
         What the receiver answered, with a status from 200 to 299.
@@ -40,7 +47,6 @@ def send(
         DeliveryError: it did not arrive, or was answered otherwise. `permanent` when there is no
             point in trying again.
     """
-    now = datetime.now(UTC)
     headers = {
         "Content-Type": "application/json",
         **signed_headers(secrets, message_id, now, body),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 from captioner.errors import InvalidRequestError
@@ -29,11 +28,12 @@ def send_test(store: Store, settings: Settings, endpoint_id: UUID) -> Receipt:
     """
     if endpoint_id == JOBS_ENDPOINT_ID:
         raise InvalidRequestError("every job has a webhook_url of its own; test an endpoint")
-    endpoint = store.endpoint(endpoint_id)
+    endpoint, now = store.endpoint(endpoint_id), store.now()
     return send(
         endpoint.url,
-        secrets=signing_secrets(endpoint, settings),
+        secrets=signing_secrets(endpoint, settings, now=now),
         message_id=f"msg_{uuid4().hex}",
-        body=encoded(TEST_TYPE, datetime.now(UTC), {"endpoint": str(endpoint.id)}),
+        body=encoded(TEST_TYPE, now, {"endpoint": str(endpoint.id)}),
         settings=settings,
+        now=now,
     )
