@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,13 +92,17 @@ def captioner(
 
 @contextmanager
 def running_worker(
-    folder: Path, env: Mapping[str, str], *command: str, ready: bool = True
+    folder: Path,
+    env: Mapping[str, str],
+    *command: str,
+    ready: bool = True,
+    within: Sequence[str] = (),
 ) -> Iterator[Worker]:
-    """A worker process; `command` replaces `captioner worker`."""
+    """A worker process; `command` replaces `captioner worker`, and `within` is what runs it."""
     log_path = folder / f"worker-{time.monotonic_ns()}.log"
     with log_path.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *(command or ("captioner", "worker"))],
+            [*within, sys.executable, "-m", *(command or ("captioner", "worker"))],
             env=dict(env),
             cwd=folder,
             stdin=subprocess.DEVNULL,

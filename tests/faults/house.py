@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -76,11 +76,13 @@ class House:
     env: dict[str, str]
     jobs: Jobs
     database: Engine
+    #: What runs its workers.
+    within: Sequence[str] = ()
 
     @contextmanager
     def worker(self, **settings: str) -> Iterator[Worker]:
         """A worker process; `settings` change its environment."""
-        with running_worker(self.folder, self._with(settings)) as worker:
+        with running_worker(self.folder, self._with(settings), within=self.within) as worker:
             yield worker
 
     @contextmanager

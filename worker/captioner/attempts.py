@@ -24,8 +24,8 @@ from captioner.errors import (
     CrashError,
     ErrorCode,
     HandedBackError,
-    HostBusyError,
     JobError,
+    NotNowError,
     describe,
 )
 from captioner.frame_log import FrameLog
@@ -193,7 +193,7 @@ class Attempt:
             self._ending = None
         except (EngineClosedError, HandedBackError):
             self._ending = _untried(self.job)
-        except HostBusyError as error:
+        except NotNowError as error:
             self._ending = _untried(
                 self.job,
                 not_before=self._pipeline.now() + timedelta(seconds=error.retry_after_seconds),

@@ -117,13 +117,21 @@ class HandedBackError(CaptionerError):
     """The worker ends, and what is done of this job is kept; it belongs back in the queue."""
 
 
-class HostBusyError(CaptionerError):
-    """The host of a job's source has enough to do; the job belongs back in the queue, untried."""
+class NotNowError(CaptionerError):
+    """What stands in a job's way is not its own; the job belongs back in the queue, untried."""
 
     def __init__(self, message: str, retry_after_seconds: float) -> None:
         """`retry_after_seconds` is when the job's turn is to be expected, from now."""
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class HostBusyError(NotNowError):
+    """The host of a job's source has enough to do."""
+
+
+class NoRoomError(NotNowError):
+    """What a job needs cannot be stored on this worker's disk."""
 
 
 class SettingsError(CaptionerError):

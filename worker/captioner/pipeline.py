@@ -6,17 +6,17 @@ An image is a one-frame video, so there is one path for both.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
-from captioner.captioning import Captioned, Captioning, Watch
+from captioner.captioning import CHECK_SECONDS, Captioned, Captioning, Watch
+from captioner.disk_room import DiskRoom
 from captioner.domain import CaptionRequest
 from captioner.engine import Engine
-from captioner.errors import HandedBackError
+from captioner.errors import HandedBackError, NoRoomError
 from captioner.frame_log import FrameLog
 from captioner.media import HostSlots
 from captioner.plugins import Plugins
@@ -26,6 +26,8 @@ from captioner.settings import MediaSettings
 
 #: The folder of what is not brought anywhere.
 _NOWHERE = nullcontext(Path(os.devnull))
+#: How long a job that there is no room for keeps its place, so that no other is tried in vain.
+NO_ROOM_SECONDS = 5.0
 
 
 def _host_time() -> datetime:
@@ -60,6 +62,7 @@ class Pipeline:
             now: the clock that deadlines go by; this machine's where not said.
         """
         self.now = now
+        self._disk = DiskRoom()
         self._engine = engine
         self._sampler = sampler
         self._providers = Providers(plugins or Plugins(), limits)
@@ -89,7 +92,8 @@ class Pipeline:
         Raises:
             JobError: it cannot be; the code says why.
             CrashError: the process that worked on it died.
-            HostBusyError: its host has enough to do; the job belongs back in the queue.
+            NotNowError: its host has enough to do, or this worker's disk is full; the job belongs
+                back in the queue.
             EngineClosedError: the engine is closed; the job belongs back in the queue.
             CanceledError: `canceled` said so.
         """
@@ -124,6 +128,9 @@ class Pipeline:
             except HandedBackError:
                 captioning.put_down()
                 raise
+            except NoRoomError:
+                self._let_time_pass(watch, stopping)
+                raise
         except BaseException as error:
             self._providers.count(error)
             captioning.abandon()
@@ -134,14 +141,17 @@ class Pipeline:
         self, request: CaptionRequest, watch: Watch, captioning: Captioning, found: Found | None
     ) -> None:
         """Fetch and decode; what was fetched is gone when the last frame was taken."""
-        with _folder(needed=self._providers.needs_folder(request.source)) as folder:
+        with self._folder(needed=self._providers.needs_folder(request.source)) as folder:
             watch.check()
             if found:
                 media = found.media
                 watch.seconds["fetch"] += found.seconds
             else:
                 since = time.monotonic()
-                with self._hosts.hold(request.source, request.lane):
+                with (
+                    self._hosts.hold(request.source, request.lane),
+                    self._disk.filling(folder, request.source.display),
+                ):
                     media = self._providers.open_source(request.source, folder)
                 watch.count("fetch", since)
             size = self._engine.info.image_size
@@ -162,16 +172,16 @@ class Pipeline:
                         return
                     captioning.add(frame)
 
+    def _folder(self, *, needed: bool) -> AbstractContextManager[Path]:
+        """Where a source is brought to, gone afterwards; a local file is read where it lies.
 
-def _folder(*, needed: bool) -> AbstractContextManager[Path]:
-    """Where a source is brought to, gone afterwards; a local file is read where it lies.
+        Making and removing one took a quarter of a worker's time where captions took none.
+        """
+        return self._disk.folder() if needed else _NOWHERE
 
-    Making and removing one took a quarter of a worker's time where captions took none.
-    """
-    return _own_folder() if needed else _NOWHERE
-
-
-@contextmanager
-def _own_folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="captioner-") as folder:
-        yield Path(folder)
+    def _let_time_pass(self, watch: Watch, stopping: Callable[[], bool]) -> None:
+        """Keep the place of a job that cannot be tried here from being taken by the next."""
+        until = time.monotonic() + NO_ROOM_SECONDS
+        while time.monotonic() < until and not stopping():
+            watch.check()
+            time.sleep(CHECK_SECONDS)

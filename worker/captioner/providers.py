@@ -6,6 +6,7 @@ A plugin's mistake is found where it is made, and fails the job with the plugin'
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,10 +65,13 @@ class Providers:
         )
         if found is None:
             return open_source(source, folder, self._limits)
-        _, media = found
-        with media.path.open("rb") as file:
-            head = file.read(PREFIX_BYTES)
-        check_size(source.display, media.path.stat().st_size, head, self._limits)
+        name, media = found
+        try:
+            with media.path.open("rb") as file:
+                head, size_bytes = file.read(PREFIX_BYTES), os.fstat(file.fileno()).st_size
+        except OSError as error:
+            raise PluginError(name, "open_source", error) from error
+        check_size(source.display, size_bytes, head, self._limits)
         return media
 
     def find(self, sources: Sequence[Source]) -> list[Found | None]:
