@@ -6,10 +6,12 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from redis import Redis
+from redis.exceptions import ResponseError
 from sqlalchemy import text
 
 from captioner.domain import JobState
@@ -104,18 +106,25 @@ def test_every_connection_to_redis_is_cut(breakable: House) -> None:
     assert set(ledger.attempts.values()) == {1}  # nothing was captioned twice
 
 
-@pytest.mark.parametrize(
-    ("refuse", "allow"),
-    [
-        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
-        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
-    ],
-    ids=["full", "read-only"],
-)
-def test_redis_refuses_to_write(
-    breakable: House, refuse: tuple[str, ...], allow: tuple[str, ...]
-) -> None:
-    """It has no memory left, or is no longer the master."""
+def fill_memory(_: RedisServer, client: Redis, *, refuse: bool) -> None:
+    client.config_set("maxmemory", int(refuse))
+
+
+def make_replica(_: RedisServer, client: Redis, *, refuse: bool) -> None:
+    client.replicaof(*(("127.0.0.1", "1") if refuse else ("NO", "ONE")))
+
+
+def break_disk(redis: RedisServer, client: Redis, *, refuse: bool) -> None:
+    """Its snapshots cannot be written, upon which it refuses all that would be in the next one."""
+    client.config_set("save", "3600 1000000")
+    redis.folder.chmod(0o500 if refuse else 0o700)
+    client.bgsave()
+    status = "err" if refuse else "ok"
+    wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == status)
+
+
+@pytest.mark.parametrize("fault", [fill_memory, make_replica, break_disk])
+def test_redis_refuses_to_write(breakable: House, fault: Callable[..., None]) -> None:
     requests, started = breakable.innocents(80), time.monotonic()
     with (
         breakable.worker(FAULTY_SECONDS="0.2") as worker,
@@ -123,17 +132,19 @@ def test_redis_refuses_to_write(
     ):
         breakable.jobs.submit_all(requests[:60])
         breakable.wait_until_busy()
-        client.execute_command(*refuse)
+        fault(breakable.redis, client, refuse=True)
+        with pytest.raises(ResponseError):
+            client.set("anything", 1)
         breakable.jobs.submit_all(requests[60:])  # taken all the same, published later
         time.sleep(5)
-        client.execute_command(*allow)
+        fault(breakable.redis, client, refuse=False)
         breakable.let_pass(minutes=11)
         breakable.wait_until_done()
         assert worker.stop() == 0
         assert "CRITICAL" not in worker.log
         assert worker.log.count("the broker refuses") < 10
     ledger = Ledger.read(breakable.database)
-    ledger.check(requests, f"Redis after {' '.join(refuse)}", started)
+    ledger.check(requests, f"Redis that refuses to write ({fault.__name__})", started)
     assert ledger.succeeded() == 80
     assert set(ledger.attempts.values()) == {1}
 
