@@ -28,9 +28,10 @@ from processes import Worker, environment, running_worker, settings_of, wait_unt
 from servers import RedisServer
 
 #: What a worker is told: an engine that breaks by colour, decoders that break by file or are slow,
-#: videos that go on until there is a file `release` beside them, sockets that wait only so long.
+#: or that do not start while there is a file, videos that go on until there is a file `release`
+#: beside them, sockets that wait only so long.
 FAULTY_PLUGIN = """
-import os, signal, socket, time
+import os, signal, socket, sys, time
 from pathlib import Path
 import numpy as np
 from captioner import Frame, hookimpl
@@ -38,6 +39,9 @@ from captioner.testing import load_faulty_model
 
 if seconds := os.environ.get("FAULTY_SOCKET_SECONDS"):
     socket.setdefaulttimeout(float(seconds))
+
+if "captioner decoder" in sys.argv and Path(os.environ.get("FAULTY_DECODERS", "none")).exists():
+    os._exit(9)
 
 @hookimpl
 def provide_captioner(settings):

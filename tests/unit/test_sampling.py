@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,7 +20,14 @@ import pytest
 
 from captioner.cores import available_cores
 from captioner.domain import CaptionRequest, Frame, Lane, Media
-from captioner.errors import CanceledError, CrashError, ErrorCode, JobError, PluginError
+from captioner.errors import (
+    CanceledError,
+    CrashError,
+    ErrorCode,
+    JobError,
+    PluginError,
+    UnfitError,
+)
 from captioner.sampling import ChildSampler, InlineSampler, Sampler, open_plugins
 from captioner.sampling.wire import Ready, pack, unpack
 from captioner.settings import LogSettings, MediaSettings, PluginSettings
@@ -414,11 +422,27 @@ def test_a_fault_of_our_own_is_seen(
     install(tmp_path, "faulty", FAULTY)
     monkeypatch.syspath_prepend(str(tmp_path))
     settings = PluginSettings(enabled=("faulty",))
-    with closing(ChildSampler(settings, MediaSettings(), LogSettings())) as sampler:
-        error = failure(sampler, media(tmp_path, "picture.jpg"))
-    assert (error.code, error.retryable) == (ErrorCode.INTERNAL, True)
-    assert error.message == "a decoder does not start: it ended with exit code 1"
+    with (
+        closing(ChildSampler(settings, MediaSettings(), LogSettings())) as sampler,
+        pytest.raises(UnfitError, match=r"^a decoder does not start: it ended with exit code 1$"),
+    ):
+        frames(sampler, media(tmp_path, "picture.jpg"))
     assert "RuntimeError: a fault of our own" in capfd.readouterr().err
+
+
+def test_a_worker_that_may_open_nothing_more_is_not_fit(tmp_path: Path) -> None:
+    picture = media(tmp_path, "picture.jpg")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with closing(ChildSampler(PluginSettings(), MediaSettings(), LogSettings())) as sampler:
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        os.close(lowest := os.dup(0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, most))
+        try:
+            with pytest.raises(UnfitError, match=r"^no decoder can be started: Too many open"):
+                frames(sampler, picture)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert frames(sampler, picture)
 
 
 # --- Streams --------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ from captioner import (
 from captioner.captioning import CHECK_SECONDS
 from captioner.domain import JobState, Outcome, Requeue
 from captioner.engine import InlineEngine
-from captioner.errors import CrashError, ErrorCode, HostBusyError
+from captioner.errors import CrashError, ErrorCode, HostBusyError, UnfitError
 from captioner.media import StillImages
 from captioner.plugins import Plugins
 from captioner.room import Room
@@ -261,6 +262,45 @@ def test_the_host_of_a_job_may_be_busy_without_counting_against_it(
     assert job.not_before is not None
     assert job.not_before > datetime.now(UTC) + timedelta(seconds=50)
     assert bench.run_when_due(request.id) == [JobState.SUCCEEDED]
+
+
+def unfit(*_: object, **__: object) -> None:
+    raise UnfitError("the disk is full")
+
+
+def test_a_worker_that_is_not_fit_gives_jobs_back_and_rests(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    requests = bench.submit(*(bench.picture(f"{n}.png", (n, 2, 3)) for n in range(3)))
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(bench.service._pipeline, "begin", unfit)
+        patch.setattr(service, "REST_SECONDS", 0.5)
+        began = time.monotonic()
+        for request in requests:
+            assert bench.service.run([request.id]) == [JobState.QUEUED]
+        assert time.monotonic() - began >= 3 * 0.5
+    assert caplog.messages == ["jobs go back to the queue: the disk is full"]
+    for request in requests:
+        job = bench.store.get(request.id)
+        assert (job.retries, job.crashes, job.failure) == (0, 0, None)
+        assert bench.run_when_due(request.id) == [JobState.SUCCEEDED]
+
+
+def test_others_have_the_job_while_a_worker_rests_which_ends_with_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.service._pipeline, "begin", unfit)
+    monkeypatch.setattr(service, "REST_SECONDS", 60.0)
+    (request,) = bench.submit(bench.picture("a.png", (1, 2, 3)))
+    with ThreadPoolExecutor(1) as executor:
+        resting = executor.submit(bench.service.run, [request.id])
+        wait_until(lambda: bench.store.get(request.id).state is JobState.QUEUED)
+        due_at = bench.store.get(request.id).not_before
+        assert due_at is not None
+        assert due_at < datetime.now(UTC) + timedelta(seconds=2)
+        assert not resting.done()
+        bench.service.stop_taking()
+        assert resting.result(10) == [JobState.QUEUED]
 
 
 def test_canceling_stops_what_runs(bench: Bench) -> None:

@@ -26,6 +26,7 @@ from captioner.errors import (
     HandedBackError,
     JobError,
     NotNowError,
+    UnfitError,
     describe,
 )
 from captioner.frame_log import FrameLog
@@ -90,6 +91,8 @@ class Attempt:
         #: True when `_ending` is final.
         self._finished = False
         self._ending: Ending = None
+        #: What this worker lacks for it.
+        self.unfit: UnfitError | None = None
         #: What the job is after it, once that is recorded.
         self.state = JobState.PROCESSING
 
@@ -194,6 +197,7 @@ class Attempt:
         except (EngineClosedError, HandedBackError):
             self._ending = _untried(self.job)
         except NotNowError as error:
+            self.unfit = error if isinstance(error, UnfitError) else None
             self._ending = _untried(
                 self.job,
                 not_before=self._pipeline.now() + timedelta(seconds=error.retry_after_seconds),

@@ -46,6 +46,10 @@ _RETRYABLE = frozenset(
 )
 
 
+#: When a job may be tried again that a worker was not fit for: soon, because others may be.
+_UNFIT_SECONDS = 1.0
+
+
 class CaptionerError(Exception):
     """Base of everything captioner raises on purpose; its text is one line fit for a person."""
 
@@ -130,8 +134,12 @@ class HostBusyError(NotNowError):
     """The host of a job's source has enough to do."""
 
 
-class NoRoomError(NotNowError):
-    """What a job needs cannot be stored on this worker's disk."""
+class UnfitError(NotNowError):
+    """This worker can do no such job now: its disk is full, or it can start no process."""
+
+    def __init__(self, message: str) -> None:
+        """`message` says what is wrong with it, and what to do."""
+        super().__init__(message, _UNFIT_SECONDS)
 
 
 class SettingsError(CaptionerError):

@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
-from captioner.captioning import CHECK_SECONDS, Captioned, Captioning, Watch
-from captioner.disk_room import DiskRoom
+from captioner.captioning import Captioned, Captioning, Watch
+from captioner.disk_room import filling, job_folder
 from captioner.domain import CaptionRequest
 from captioner.engine import Engine
-from captioner.errors import HandedBackError, NoRoomError
+from captioner.errors import HandedBackError
 from captioner.frame_log import FrameLog
 from captioner.media import HostSlots
 from captioner.plugins import Plugins
@@ -26,8 +26,6 @@ from captioner.settings import MediaSettings
 
 #: The folder of what is not brought anywhere.
 _NOWHERE = nullcontext(Path(os.devnull))
-#: How long a job that there is no room for keeps its place, so that no other is tried in vain.
-NO_ROOM_SECONDS = 5.0
 
 
 def _host_time() -> datetime:
@@ -62,7 +60,6 @@ class Pipeline:
             now: the clock that deadlines go by; this machine's where not said.
         """
         self.now = now
-        self._disk = DiskRoom()
         self._engine = engine
         self._sampler = sampler
         self._providers = Providers(plugins or Plugins(), limits)
@@ -92,8 +89,8 @@ class Pipeline:
         Raises:
             JobError: it cannot be; the code says why.
             CrashError: the process that worked on it died.
-            NotNowError: its host has enough to do, or this worker's disk is full; the job belongs
-                back in the queue.
+            NotNowError: its host has enough to do, or this worker is not fit for it; the job
+                belongs back in the queue.
             EngineClosedError: the engine is closed; the job belongs back in the queue.
             CanceledError: `canceled` said so.
         """
@@ -128,9 +125,6 @@ class Pipeline:
             except HandedBackError:
                 captioning.put_down()
                 raise
-            except NoRoomError:
-                self._let_time_pass(watch, stopping)
-                raise
         except BaseException as error:
             self._providers.count(error)
             captioning.abandon()
@@ -141,7 +135,7 @@ class Pipeline:
         self, request: CaptionRequest, watch: Watch, captioning: Captioning, found: Found | None
     ) -> None:
         """Fetch and decode; what was fetched is gone when the last frame was taken."""
-        with self._folder(needed=self._providers.needs_folder(request.source)) as folder:
+        with _folder(needed=self._providers.needs_folder(request.source)) as folder:
             watch.check()
             if found:
                 media = found.media
@@ -150,7 +144,7 @@ class Pipeline:
                 since = time.monotonic()
                 with (
                     self._hosts.hold(request.source, request.lane),
-                    self._disk.filling(folder, request.source.display),
+                    filling(folder, request.source.display),
                 ):
                     media = self._providers.open_source(request.source, folder)
                 watch.count("fetch", since)
@@ -172,16 +166,10 @@ class Pipeline:
                         return
                     captioning.add(frame)
 
-    def _folder(self, *, needed: bool) -> AbstractContextManager[Path]:
-        """Where a source is brought to, gone afterwards; a local file is read where it lies.
 
-        Making and removing one took a quarter of a worker's time where captions took none.
-        """
-        return self._disk.folder() if needed else _NOWHERE
+def _folder(*, needed: bool) -> AbstractContextManager[Path]:
+    """Where a source is brought to, gone afterwards; a local file is read where it lies.
 
-    def _let_time_pass(self, watch: Watch, stopping: Callable[[], bool]) -> None:
-        """Keep the place of a job that cannot be tried here from being taken by the next."""
-        until = time.monotonic() + NO_ROOM_SECONDS
-        while time.monotonic() < until and not stopping():
-            watch.check()
-            time.sleep(CHECK_SECONDS)
+    Making and removing one took a quarter of a worker's time where captions took none.
+    """
+    return job_folder() if needed else _NOWHERE

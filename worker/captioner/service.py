@@ -25,7 +25,7 @@ from captioner.domain import (
     Requeue,
 )
 from captioner.engine import Engine, EngineStats
-from captioner.errors import StoreUnavailableError
+from captioner.errors import StoreUnavailableError, UnfitError
 from captioner.frame_log import FrameLog
 from captioner.in_hand import Claim, InHand
 from captioner.loading import open_engine
@@ -44,6 +44,10 @@ from captioner.store import CombinedStore, Store, open_store
 MOST_CLAIMED = 10
 #: How long the first result of a message waits for the others, to be recorded with them.
 GATHER_SECONDS = 0.02
+#: How long a thread rests after a job that this worker is not fit for.
+REST_SECONDS = 5.0
+#: How often the log is told of that.
+TOLD_EVERY_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +95,8 @@ class CaptionService:
             decoder_count(settings.media) or 1,
             self._stopping.is_set,
         )
+        #: When the log was told that this worker is not fit for its jobs.
+        self._told_at = float("-inf")
         self._forgotten: set[Claim] = set()
         self._closed = False
 
@@ -147,7 +153,21 @@ class CaptionService:
             self._in_hand.remove(jobs)
             self._combined.forget([job.id for job in jobs])
             raise
+        for attempt in attempts:
+            if attempt.unfit:
+                self._rest(attempt.unfit)
+                break
         return [attempt.state for attempt in attempts]
+
+    def _rest(self, reason: UnfitError) -> None:
+        """Hold a thread that could take the next message.
+
+        What fails in moments would take most of the queue from workers that are fit.
+        """
+        if time.monotonic() - self._told_at > TOLD_EVERY_SECONDS:
+            self._told_at = time.monotonic()
+            logger.warning("jobs go back to the queue: %s", reason)
+        self._stopping.wait(REST_SECONDS)
 
     def has_plenty(self) -> bool:
         """True when so much is claimed that other workers should have the next bulk message."""

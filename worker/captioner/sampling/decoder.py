@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from captioner.children import Child, socket_of
 from captioner.domain import CaptionRequest, Frame, Lane, Media
-from captioner.errors import CrashError, ErrorCode, JobError
+from captioner.errors import CrashError, ErrorCode, JobError, UnfitError
 from captioner.media.slots import LOOK_SECONDS
 from captioner.sampling.process import run_decoder
 from captioner.sampling.wire import Ready, max_bytes, unpack
@@ -35,10 +35,13 @@ class Decoder:
         """Start the process and wait until it is ready.
 
         Raises:
-            JobError: it does not start.
+            UnfitError: it does not start, which says nothing of any job.
         """
         self._timeout_seconds = limits.decode_timeout_seconds
-        self._child = Child("decoder", run_decoder, plugins, limits, log)
+        try:
+            self._child = Child("decoder", run_decoder, plugins, limits, log)
+        except OSError as error:  # no memory, or as many processes or open files as it may have
+            raise UnfitError(f"no decoder can be started: {error.strerror or error}") from error
         #: False while it works, and for ever once it has retired.
         self._free = False
         #: What it had computed when the wait for its next answer began.
@@ -48,9 +51,7 @@ class Decoder:
             self._free = isinstance(self._receive(0), Ready)
             self._set_timeout(self._timeout_seconds)
         except (EOFError, OSError, ValueError) as error:
-            raise JobError(
-                ErrorCode.INTERNAL, f"a decoder does not start: it {self._ending(error)}"
-            ) from error
+            raise UnfitError(f"a decoder does not start: it {self._ending(error)}") from error
         finally:
             if not self._free:
                 self.close()

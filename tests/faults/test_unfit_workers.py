@@ -1,4 +1,4 @@
-"""A worker that cannot store what it downloads: its jobs wait, for it or for another."""
+"""A worker that can store no download, or start no decoder: jobs wait for it, or for another."""
 
 from __future__ import annotations
 
@@ -89,6 +89,22 @@ def test_the_folder_of_temporary_files_goes_away(
         house.wait_until_done()
         assert worker.stop() == 0
     check(house, requests, "a worker without a folder for downloads", started)
+
+
+def test_no_decoder_starts(house: House) -> None:
+    """As where no process may be started, or each is killed for memory."""
+    requests, started = house.innocents(40), time.monotonic()
+    broken = house.folder / "broken"
+    broken.touch()
+    with house.worker(FAULTY_DECODERS=str(broken)) as worker:
+        house.jobs.submit_all(requests)
+        wait_until(lambda: "a decoder does not start: it ended with exit code 9" in worker.log)
+        time.sleep(7)
+        assert house.count(JobState.SUCCEEDED) == 0
+        broken.unlink()
+        house.wait_until_done()
+        assert worker.stop() == 0
+    check(house, requests, "a worker without decoders", started)
 
 
 def may_mount(folder: Path) -> bool:
