@@ -43,9 +43,7 @@ def test_a_full_disk_is_no_failure_of_the_source(scheme: str) -> None:
         source = {"data": INLINE, "http": Source(f"http://127.0.0.1:{site.server_port}/photo")}
         full(folder, {"data": "inline", "http": "download"}[scheme])
         with (
-            pytest.raises(
-                UnfitError, match=r"No space left on device; make room, .*TMPDIR"
-            ) as told,
+            pytest.raises(UnfitError, match=r"No space left on device; make room, .*TMPDIR"),
             filling(folder, "a.jpg"),
         ):
             open_source(source[scheme], folder, LIMITS)

@@ -461,3 +461,35 @@ def test_known_folders_are_let_go(root: Path, limits: MediaSettings) -> None:
     for _ in range(3):
         names(limits, root / "photo.jpg", root / "missing/photo.jpg", root / "out/photo.jpg", *many)
     assert len(list(Path("/dev/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("there", ["an empty root", "no root", "an empty link", "a dangling link"])
+def test_a_drive_that_is_away_is_worth_another_try(tmp_path: Path, there: str) -> None:
+    mount = tmp_path / "drive"
+    root = tmp_path / "link" if "link" in there else mount
+    if "empty" in there:
+        mount.mkdir()
+    if "link" in there:
+        root.symlink_to(mount)
+    limits = MediaSettings(allowed_roots=(root,))
+    for path in ("photo.jpg", "2026/11/photo.jpg"):
+        error = failure(root / path, limits)
+        assert (error.code, error.retryable) == (ErrorCode.FETCH_FAILED, True)
+        assert error.message.endswith(
+            "no such file, and no other in its allowed folder; is that mounted?"
+        )
+    mount.mkdir(exist_ok=True)
+    (mount / "other.jpg").write_bytes(jpeg())
+    error = failure(root / "photo.jpg", limits)
+    assert (error.code, error.retryable) == (ErrorCode.FETCH_FAILED, False)
+    assert error.message.endswith(": no such file")
+
+
+def test_of_roots_in_roots_one_that_holds_anything_is_enough(tmp_path: Path) -> None:
+    outer, inner, beside = tmp_path / "a", tmp_path / "a/b", tmp_path / "aa"
+    inner.mkdir(parents=True)
+    beside.mkdir()
+    (beside / "other.jpg").write_bytes(jpeg())
+    both = MediaSettings(allowed_roots=(inner, outer, beside))
+    assert not failure(inner / "photo.jpg", both).retryable  # `outer` holds `inner`
+    assert failure(inner / "photo.jpg", MediaSettings(allowed_roots=(inner, beside))).retryable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
     from captioner.settings import MediaSettings
 
+_MISSING = "no such file"
 #: What will not change by itself; other errors (a network drive that stumbles) may be tried again.
 _FINAL = {
-    errno.ENOENT: "no such file",
-    errno.ENOTDIR: "no such file",
+    errno.ENOENT: _MISSING,
+    errno.ENOTDIR: _MISSING,
     errno.EACCES: "the worker may not read this file",
     errno.EPERM: "the worker may not read this file",
     errno.ELOOP: "too many symbolic links",
@@ -52,8 +54,9 @@ def open_file(source: Source, folder: Path, limits: MediaSettings) -> Media:  # 
 
     Raises:
         JobError: `invalid_request` for what is no absolute path, `source_not_allowed` outside the
-            roots and for what is no file, `fetch_failed` for what cannot be read,
-            `media_too_large`. Outside the roots the answer never depends on what is there.
+            roots and for what is no file, `fetch_failed` for what cannot be read (to be tried
+            again where nothing at all is in its root), `media_too_large`. Outside the roots the
+            answer never depends on what is there.
     """
     return _open(source, _requested_path(source), limits)
 
@@ -163,6 +166,23 @@ def _outside(name: str) -> JobError:
     )
 
 
+def _nothing_is_there(real: str, roots: Sequence[Path]) -> bool:
+    """True where the roots of a path are empty, or not there: so looks a drive that is away."""
+    return not any(map(_holds_anything, filter(partial(_is_below, real), roots)))
+
+
+def _holds_anything(root: Path) -> bool:
+    try:
+        with os.scandir(root) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
+
+
+def _is_below(real: str, root: Path) -> bool:
+    return _begins(real, str(root)) or _begins(real, os.path.realpath(root))
+
+
 def _inside(real: str, roots: Sequence[Path]) -> bool:
     # A path free of links that begins like a root: then that root is free of links, too.
     if any(_begins(real, str(root)) for root in roots):
@@ -191,6 +211,12 @@ def _measure(reached: Reached, name: str, limits: MediaSettings) -> tuple[int, b
                 ErrorCode.SOURCE_NOT_ALLOWED, f"{name} is a device or a pipe, not a file"
             ) from error
         reason = _FINAL.get(error.errno or 0)
+        if reason == _MISSING and _nothing_is_there(reached.path, limits.allowed_roots):
+            raise JobError(
+                ErrorCode.FETCH_FAILED,
+                f"{name}: {_MISSING}, and no other in its allowed folder; is that mounted?",
+                retryable=True,
+            ) from error
         raise JobError(
             ErrorCode.FETCH_FAILED,
             f"{name}: {reason or error.strerror or 'cannot be read'}",
