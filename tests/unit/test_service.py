@@ -174,6 +174,7 @@ def test_a_canceled_job_keeps_no_result(bench: Bench) -> None:
     ],
 )
 def test_what_cannot_be_fetched_fails_with_its_code(bench: Bench, source: str, code: str) -> None:
+    bench.picture("another.png", (1, 2, 3))
     (request,) = bench.submit(source.format(folder=bench.folder))
     assert bench.service.run([request.id]) == [JobState.FAILED]
     failure = bench.store.get(request.id).failure
@@ -225,9 +226,13 @@ def test_a_job_that_crashes_its_process_alone_three_times_has_failed(bench: Benc
 
     bench.plugins.register(Crashes(), "crashes")
     (request,) = bench.submit(bench.picture("a.png", (1, 2, 3)))
-    for crashes in (1, 2):
+    for crashes, longest in ((1, 5.0), (2, 10.0)):
+        before = datetime.now(UTC)
         assert bench.run_when_due(request.id) == [JobState.QUEUED]
-        assert bench.store.get(request.id).crashes == crashes
+        job = bench.store.get(request.id)
+        assert job.crashes == crashes
+        assert job.not_before is not None
+        assert longest / 2 <= (job.not_before - before).total_seconds() <= longest + 5
     assert bench.run_when_due(request.id) == [JobState.FAILED]
     failure = bench.store.get(request.id).failure
     assert failure is not None
