@@ -299,10 +299,11 @@ def test_others_have_the_job_while_a_worker_rests_which_ends_with_it(
     (request,) = bench.submit(bench.picture("a.png", (1, 2, 3)))
     with ThreadPoolExecutor(1) as executor:
         resting = executor.submit(bench.service.run, [request.id])
-        wait_until(lambda: bench.store.get(request.id).state is JobState.QUEUED)
-        due_at = bench.store.get(request.id).not_before
-        assert due_at is not None
-        assert due_at < datetime.now(UTC) + timedelta(seconds=2)
+        wait_until(lambda: bench.store.get(request.id).not_before is not None)
+        job = bench.store.get(request.id)
+        assert job.state is JobState.QUEUED
+        assert job.not_before is not None
+        assert job.not_before < datetime.now(UTC) + timedelta(seconds=2)
         assert not resting.done()
         bench.service.stop_taking()
         assert resting.result(10) == [JobState.QUEUED]
