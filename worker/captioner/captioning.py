@@ -43,7 +43,10 @@ class Watch:
         deadline_at: datetime | None,
         now: Callable[[], datetime],
     ) -> None:
-        """`canceled` tells whether nobody wants the result any more, `deadline_at` from when on."""
+        """`canceled` tells whether nobody wants the result any more, `deadline_at` from when on.
+
+        `now` is the clock that the deadline goes by.
+        """
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._canceled = canceled
         self._deadline_at = deadline_at

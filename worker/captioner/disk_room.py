@@ -25,6 +25,7 @@ def job_folder() -> Iterator[Path]:
         UnfitError: it cannot be made.
     """
     try:
+        # What cannot be removed is no reason to fail a job that has its captions.
         own = tempfile.TemporaryDirectory(prefix="captioner-", ignore_cleanup_errors=True)
     except OSError as error:
         raise _no_room(error) from error
