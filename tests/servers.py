@@ -421,23 +421,23 @@ class PostgresServer(Server):
         ]
 
     def ping(self) -> None:
-        _connect(self.url).close()
+        connect(self.url).close()
 
 
 def create_database(url: str, name: str) -> None:
     """Create a database on the server of `url`."""
-    with _connect(url) as connection:
+    with connect(url) as connection:
         # template0: another session in template1 would make this fail.
         connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template0'.encode())
 
 
 def drop_database(url: str, name: str) -> None:
     """Drop it, whoever is still connected."""
-    with _connect(url) as connection:
+    with connect(url) as connection:
         connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
 
 
-def _connect(url: str) -> psycopg.Connection[tuple[object, ...]]:
+def connect(url: str) -> psycopg.Connection[tuple[object, ...]]:
     plain = url.replace("postgresql+psycopg://", "postgresql://", 1)
     return psycopg.connect(plain, autocommit=True, connect_timeout=5)
 

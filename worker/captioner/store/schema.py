@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import URL, Connection, Engine, func, select
+from sqlalchemy import URL, Connection, Engine, func, select, text
 
 from captioner.errors import SchemaError
 from captioner.store.session import (
@@ -135,24 +135,26 @@ def _migrating_sqlite(engine: Engine) -> Iterator[Connection]:
 
 @contextlib.contextmanager
 def _migrating_postgresql(engine: Engine) -> Iterator[Connection]:
-    """Under an advisory lock of a second session, so that migrations may commit in between."""
+    """Under an advisory lock of a second connection, so that migrations may commit in between.
+
+    The lock is its transaction's: behind a pooler no session lasts longer. Read committed, such a
+    transaction keeps no snapshot, for whose end an index that is built concurrently would wait.
+    """
     deadline = time.monotonic() + _WAIT_SECONDS
-    sessions = engine.execution_options(isolation_level="AUTOCOMMIT")
-    with sessions.connect() as lock:
+    idle = engine.execution_options(isolation_level="READ COMMITTED")
+    with idle.begin() as lock:
+        lock.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         # Asked for again and again: waiting inside a statement would hold up an index that the
         # other builds concurrently.
-        while not lock.scalar(select(func.pg_try_advisory_lock(_LOCK))):
+        while not lock.scalar(select(func.pg_try_advisory_xact_lock(_LOCK))):
             if time.monotonic() > deadline:
                 raise SchemaError(
                     f"another process has been migrating {display_url(engine.url)} "
                     f"for {_WAIT_SECONDS:.0f} s"
                 )
             time.sleep(_POLL_SECONDS)
-        try:
-            with engine.connect() as connection:
-                yield connection
-        finally:
-            lock.execute(select(func.pg_advisory_unlock(_LOCK)))
+        with engine.connect() as connection:
+            yield connection
 
 
 def _require_known(engine: Engine) -> str | None:

@@ -16,6 +16,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from captioner.errors import SettingsError, StoreUnavailableError
 from captioner.private_files import make_private_file, make_private_folder
+from captioner.store.poolers import prepare_nothing_behind_poolers
 
 if TYPE_CHECKING:
     from captioner.settings import Settings
@@ -114,6 +115,8 @@ def create_store_engine(
     except sa_exc.ArgumentError as error:
         raise SettingsError(f"{URL_SETTING} names {parsed.drivername}, which is unknown") from error
     _ask_idle_connections(engine)
+    if engine.driver == "psycopg":
+        prepare_nothing_behind_poolers(engine)
     return engine
 
 
