@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from redis import Redis
 from redis.exceptions import ResponseError
-from sqlalchemy import text
+from sqlalchemy import false, text, update
 
 from captioner.domain import JobState
+from captioner.store.models import JobRow
 from faults.house import House, Ledger, open_house
 from processes import wait_until
 from servers import PostgresServer, RedisServer
@@ -224,6 +225,26 @@ def test_postgresql_can_only_be_read_for_a_while(tmp_path: Path, redis_server: R
         ledger.check(requests, "PostgreSQL that can only be read for 5 s", started)
         assert ledger.succeeded() == 120
         assert "read-only transaction" in worker.log
+
+
+def test_somebody_locks_the_jobs_for_long(house: House) -> None:
+    """As building an index may, or a backup; workers live on, and nobody takes them for dead."""
+    requests, started = house.innocents(120), time.monotonic()
+    with house.worker() as worker, house.worker() as other:
+        house.jobs.submit_all(requests)
+        house.wait_until_busy()
+        with house.database.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
+            else:
+                connection.execute(update(JobRow).where(false()).values(attempt=0))
+            time.sleep(8)  # the lease is 3
+        house.wait_until_done()
+        assert (worker.stop(), other.stop()) == (0, 0)
+    ledger = Ledger.read(house.database)
+    ledger.check(requests, "jobs locked for 8 s", started)
+    assert ledger.succeeded() == 120
+    assert set(ledger.attempts.values()) == {1}
 
 
 def test_submitting_while_redis_dies_again_and_again(breakable: House) -> None:

@@ -1,4 +1,4 @@
-"""Beside its jobs: a worker says that it lives, and sweeps, each in a thread of its own."""
+"""Beside its jobs: a worker lives, looks after them and sweeps, each in a thread of its own."""
 
 from __future__ import annotations
 
@@ -100,8 +100,9 @@ def test_a_worker_that_was_given_up_goes_on_under_its_id(
     assert store.get(job.id).state is JobState.PROCESSING
 
 
-def test_a_sweep_that_hangs_does_not_silence_the_worker(
-    housekeeping: Housekeeping, store: Store, owner: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["sweep", "look after"])
+def test_what_hangs_does_not_silence_the_worker(
+    settings: Settings, store: Store, owner: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hanging, leave = threading.Event(), threading.Event()
 
@@ -109,7 +110,10 @@ def test_a_sweep_that_hangs_does_not_silence_the_worker(
         hanging.set()
         assert leave.wait(PATIENCE_SECONDS)
 
-    monkeypatch.setattr(housekeeping._sweeper, "sweep", hang)
+    look_after = hang if what == "look after" else lambda: None
+    housekeeping = Housekeeping(create_app(settings), store, owner, look_after)
+    if what == "sweep":
+        monkeypatch.setattr(housekeeping._sweeper, "sweep", hang)
     housekeeping.start()
     assert hanging.wait(PATIENCE_SECONDS)
     before = heard_of(store)[owner]

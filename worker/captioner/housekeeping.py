@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 class Housekeeping:
-    """Two threads that wake every heartbeat until they are stopped.
+    """Three threads that wake every heartbeat until they are stopped.
 
-    Two, because a broker that hangs holds the sweeper up, and a worker whose heartbeat is late
-    loses its jobs.
+    A worker whose heartbeat is late loses its jobs, and whatever else is done may be held up: by a
+    broker that hangs, or by somebody's lock on the table of jobs.
     """
 
     def __init__(
@@ -33,9 +33,8 @@ class Housekeeping:
             app: what the sweeper publishes through.
             store: the database.
             owner: this worker's id there.
-            look_after: called after every heartbeat; the service's view of its jobs.
+            look_after: called as often; the service's view of its jobs.
         """
-        self._look_after = look_after
         self._store = store
         self._owner = owner
         self._sweeper = Sweeper(app, store, owner)
@@ -43,7 +42,11 @@ class Housekeeping:
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._repeat, args=(work,), name=name, daemon=True)
-            for name, work in (("heartbeat", self._live), ("sweeper", self._sweep))
+            for name, work in (
+                ("heartbeat", self._beat),
+                ("jobs in hand", look_after),
+                ("sweeper", self._sweep),
+            )
         ]
 
     def start(self) -> None:
@@ -68,10 +71,6 @@ class Housekeeping:
                 logger.exception("housekeeping failed and will try again")
             if self._stopping.wait(self._interval_seconds):
                 return
-
-    def _live(self) -> None:
-        self._beat()
-        self._look_after()
 
     def _beat(self) -> None:
         if self._store.heartbeat(self._owner):
