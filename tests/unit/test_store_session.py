@@ -158,6 +158,7 @@ def test_a_wrong_password_is_not_printed(postgres_url: str) -> None:
         ("mysql://host/db", "SQLite or PostgreSQL, not mysql"),
         ("s3cret", "is not a database URL"),
         ("postgresql+nonsense://host/db", "which is unknown"),
+        ("postgresql+psycopg://host/db?prepare_threshold=0&autocommit=1", "sets autocommit, prep"),
     ],
 )
 def test_a_url_that_cannot_be_used_is_refused_at_once(url: str, said: str) -> None:

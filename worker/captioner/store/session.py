@@ -35,6 +35,8 @@ _POSTGRESQL_ARGUMENTS = {
     "tcp_user_timeout": 60_000,
     "application_name": "captioner",
 }
+#: psycopg's own, which a URL could only give as texts; the first would be the end of transactions.
+_NOT_OF_A_URL = ("autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory")
 #: A connection that answered so recently is taken for alive: to ask it takes as long as a claim.
 FRESH_SECONDS = 1.0
 
@@ -146,6 +148,11 @@ def _parse(url: str | URL) -> URL:
         raise SettingsError(f"{URL_SETTING} must name SQLite or PostgreSQL, not {backend}")
     if "@" in (parsed.host or ""):
         raise SettingsError(f"{URL_SETTING} has an @ in its password: write it as %40")
+    if mistaken := parsed.query.keys() & _NOT_OF_A_URL:
+        raise SettingsError(
+            f"{URL_SETTING} sets {', '.join(sorted(mistaken))}, which captioner sets by itself: "
+            "leave it out"
+        )
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise SettingsError(
             f"{URL_SETTING} names a database in memory, which processes cannot share: name a file"
