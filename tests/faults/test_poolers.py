@@ -74,6 +74,16 @@ def test_others_wait_while_somebody_migrates(pooler: PgBouncer, engine: Engine) 
         assert locked.fetchone() == (1,)
 
 
+def test_a_connection_is_told_the_zone_for_all_its_transactions(engine: Engine) -> None:
+    """The server's is Kathmandu's; what else runs meanwhile is on the same few connections."""
+    with engine.connect() as one, engine.connect() as other:
+        zones = set()
+        for connection in [one, other] * 3:
+            zones.add(connection.scalar(text("SHOW timezone")))
+            connection.rollback()
+    assert zones == {"UTC"}
+
+
 def test_statements_are_prepared_where_nobody_stands_between(
     pooler: PgBouncer, engine: Engine
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -178,6 +178,8 @@ def test_a_deadline_is_a_moment_in_any_zone() -> None:
         (datetime(2026, 1, 1), "must be a time with a time zone"),  # noqa: DTZ001  # refused
         ("2026-01-01T00:00:00Z", "must be a time with a time zone"),
         (datetime.max.replace(tzinfo=timezone(-timedelta(hours=1))), "beyond the calendar"),
+        (datetime.max.replace(tzinfo=UTC), "beyond the calendar"),
+        (datetime.min.replace(tzinfo=UTC), "beyond the calendar"),
     ],
 )
 def test_an_unusable_deadline_is_refused(deadline: datetime, problem: str) -> None:

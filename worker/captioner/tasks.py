@@ -21,7 +21,7 @@ from captioner.celery import (
     MESSAGE_VERSION,
     SUBMIT_TASK,
 )
-from captioner.errors import CaptionerError, StoreUnavailableError
+from captioner.errors import CaptionerError, describe
 from captioner.receiving import receive
 from captioner.request_json import as_uuid
 
@@ -75,10 +75,13 @@ def submit(self: Task, /, *args: Any, **message: Any) -> str:
         return _dropped(self, problem)
     try:
         counts = receive(self.app, self.app.store, self.app.owner, message["requests"])
-    except StoreUnavailableError as error:
-        logger.warning("a submission waits in its queue: %s", error)
+    except Exception as error:
+        # Whatever it is: a failed task is acknowledged, and this message is all there is. One line,
+        # since a database's may go on with the row, whose source is nobody's business.
+        why = str(error) if isinstance(error, CaptionerError) else describe(error)
+        logger.warning("a submission waits in its queue: %s", why)
         time.sleep(STORE_RETRY_SECONDS)
-        raise Reject(str(error), requeue=True) from error
+        raise Reject(why, requeue=True) from error
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 

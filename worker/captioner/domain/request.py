@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -61,7 +61,12 @@ class CaptionRequest:
 def _deadline(value: object) -> datetime:
     if not isinstance(value, datetime) or value.tzinfo is None:
         raise InvalidRequestError("deadline_at must be a time with a time zone")
+    beyond = InvalidRequestError("deadline_at is beyond the calendar")
     try:
-        return value.astimezone(UTC)
+        value = value.astimezone(UTC)
     except OverflowError:
-        raise InvalidRequestError("deadline_at is beyond the calendar") from None
+        raise beyond from None
+    # Of its first and last year, some moments are not of the calendar in other zones.
+    if not MINYEAR < value.year < MAXYEAR:
+        raise beyond
+    return value

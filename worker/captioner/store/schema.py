@@ -141,8 +141,7 @@ def _migrating_postgresql(engine: Engine) -> Iterator[Connection]:
     transaction keeps no snapshot, for whose end an index that is built concurrently would wait.
     """
     deadline = time.monotonic() + _WAIT_SECONDS
-    idle = engine.execution_options(isolation_level="READ COMMITTED")
-    with idle.begin() as lock:
+    with engine.begin() as lock:
         lock.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         # Asked for again and again: waiting inside a statement would hold up an index that the
         # other builds concurrently.

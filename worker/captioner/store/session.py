@@ -16,7 +16,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from captioner.errors import SettingsError, StoreUnavailableError
 from captioner.private_files import make_private_file, make_private_folder
-from captioner.store.poolers import prepare_nothing_behind_poolers
+from captioner.store.postgresql import ISOLATION, settle_connections
 
 if TYPE_CHECKING:
     from captioner.settings import Settings
@@ -102,6 +102,7 @@ def create_store_engine(
             pool_use_lifo=True,
             # Threads wait for one another: an operator can count on the number of connections.
             max_overflow=0,
+            isolation_level=ISOLATION,
             connect_args={
                 name: value
                 for name, value in _POSTGRESQL_ARGUMENTS.items()
@@ -118,7 +119,7 @@ def create_store_engine(
         raise SettingsError(f"{URL_SETTING} names {parsed.drivername}, which is unknown") from error
     _ask_idle_connections(engine)
     if engine.driver == "psycopg":
-        prepare_nothing_behind_poolers(engine)
+        settle_connections(engine)
     return engine
 
 
