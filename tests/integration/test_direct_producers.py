@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from captioner.domain import Job, JobState, Lane
 from captioner.errors import ErrorCode, JobNotFoundError
 from captioner.jobs import Jobs
 from captioner.store import upgrade
-from processes import Worker, environment, running_worker, settings_of
-from servers import PostgresServer
+from processes import Worker, environment, running_worker, settings_of, wait_until
+from servers import PostgresServer, connect
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "submit_message.json"
@@ -263,23 +264,52 @@ def test_the_example_of_the_readme_works(env: dict[str, str], jobs: Jobs, tmp_pa
     assert job.client_key == "page:17"
 
 
+@contextmanager
+def away(server: PostgresServer) -> Iterator[None]:
+    """The whole server."""
+    server.stop()
+    yield
+    server.start()
+
+
+@contextmanager
+def without_its_table(server: PostgresServer) -> Iterator[None]:
+    """As while a backup is restored."""
+    with connect(server.url) as connection:
+        connection.execute("ALTER TABLE jobs RENAME TO kept")
+        yield
+        connection.execute("ALTER TABLE kept RENAME TO jobs")
+
+
+@contextmanager
+def refusing_rows(server: PostgresServer) -> Iterator[None]:
+    """By a constraint that is not of ours."""
+    with connect(server.url) as connection:
+        connection.execute("ALTER TABLE jobs ADD CONSTRAINT theirs CHECK (attempt < 0) NOT VALID")
+        yield
+        connection.execute("ALTER TABLE jobs DROP CONSTRAINT theirs")
+
+
 @pytest.mark.long
-def test_a_submission_waits_for_a_database_that_is_away(tmp_path: Path, redis_url: str) -> None:
+@pytest.mark.parametrize("broken", [away, without_its_table, refusing_rows])
+def test_a_submission_waits_for_a_database_that_cannot_take_it(
+    tmp_path: Path,
+    redis_url: str,
+    broken: Callable[[PostgresServer], AbstractContextManager[None]],
+) -> None:
     with PostgresServer() as server:
         upgrade(server.url)
         env = environment(tmp_path, BROKER__URL=redis_url, DATABASE__URL=server.url)
         draw(SCENE, 128).save(tmp_path / "a.png")
         producer = Celery("site", broker=redis_url, set_as_current=False)
         producer.conf.broker_transport_options = {"global_keyprefix": "captioner:"}
-        one = request(tmp_path / "a.png")
+        one = request(f"{tmp_path / 'a.png'}?secret-token")
         with Jobs(settings_of(env)) as jobs, running_worker(tmp_path, env) as worker:
-            server.stop()
-            send(producer, one)
-            deadline = time.monotonic() + PATIENCE_SECONDS
-            while "a submission waits" not in worker.log and time.monotonic() < deadline:
-                time.sleep(0.1)
-            server.start()
-            assert wait_for(jobs, one["id"]).state is JobState.SUCCEEDED
+            with broken(server):
+                send(producer, one)
+                wait_until(lambda: "a submission waits" in worker.log, PATIENCE_SECONDS)
+            inserted(jobs, one["id"])
             assert worker.stop() == 0
         producer.close()
     assert "Traceback" not in worker.log
+    assert "secret-token" not in worker.log

@@ -51,7 +51,6 @@ class CaptionerApp(celery.Celery):
     deliveries: DeliveryService | None = None
     #: The database and this worker's id there, set by the pool.
     store: Store | None = None
-    owner: str = ""
 
 
 def create_app(settings: Settings) -> CaptionerApp:

@@ -66,7 +66,7 @@ class TaskPool(thread.TaskPool):
             raise SystemExit(1) from None
         self._parts = parts
         self.app.service, self.app.deliveries = parts.captions, parts.deliveries
-        self.app.store, self.app.owner = parts.store, parts.owner
+        self.app.store = parts.store
         self._housekeeping = Housekeeping(self.app, parts.store, parts.owner, parts.look_after)
         self._housekeeping.start()
         open_queues.slots = lambda: self.limit

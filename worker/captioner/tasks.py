@@ -74,7 +74,7 @@ def submit(self: Task, /, *args: Any, **message: Any) -> str:
     if problem:
         return _dropped(self, problem)
     try:
-        counts = receive(self.app, self.app.store, self.app.owner, message["requests"])
+        counts = receive(self.app, self.app.store, message["requests"])
     except Exception as error:
         # Whatever it is: a failed task is acknowledged, and this message is all there is. One line,
         # since a database's may go on with the row, whose source is nobody's business.

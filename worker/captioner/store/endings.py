@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from captioner.domain import JobFailure, JobState
 from captioner.errors import ErrorCode
 from captioner.events import event_type
 from captioner.store import frames
+from captioner.store.mapping import clean_message
 from captioner.store.models import EventRow, JobRow, in_state
 from captioner.store.statements import among, locked
 
@@ -38,6 +40,13 @@ def expire_overdue(connection: Connection, limit: int, now: datetime) -> list[UU
     rows = locked(JobRow.id.in_(overdue))
     still = rows.c.state == JobState.QUEUED
     return end(connection, rows, still, JobState.EXPIRED, _TOO_LATE, now)
+
+
+def refuse(connection: Connection, job_id: UUID, failure: JobFailure, now: datetime) -> None:
+    """End a queued job that cannot be tried, with one event."""
+    rows = locked(JobRow.id == job_id)
+    said = replace(failure, message=clean_message(failure.message))
+    end(connection, rows, rows.c.state == JobState.QUEUED, JobState.FAILED, said, now)
 
 
 def end(

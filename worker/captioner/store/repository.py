@@ -68,6 +68,24 @@ class Store(Deliveries, Endpoints, Upkeep):
         with self._database.transaction() as connection:
             return submissions.add(connection, requests, moment)
 
+    def add_refused(
+        self, request: CaptionRequest, failure: JobFailure, *, now: datetime | None = None
+    ) -> bool:
+        """Insert a job that has failed before it was tried, with its event; nobody can claim it.
+
+        Returns:
+            False when there is such a job: it stays as it is.
+
+        Raises:
+            DuplicateClientKeyError, InvalidRequestError: as of `add`.
+        """
+        moment = self._database.moment(now)
+        with self._database.transaction() as connection:
+            (submission,) = submissions.add(connection, [request], moment)
+            if submission.created:
+                endings.refuse(connection, request.id, failure, moment)
+            return submission.created
+
     # Reading
 
     def get(self, job_id: UUID) -> Job:
