@@ -289,12 +289,13 @@ FULL = [
         "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: "
         "you tried to allocate 1 bytes."
     ),
+    RuntimeError("could not create a primitive"),
     torch.AcceleratorError("CUDA error: out of memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
 
 
-@pytest.mark.parametrize("full", FULL, ids=["type", "cpu", "cuda", "cublas"])
+@pytest.mark.parametrize("full", FULL, ids=["type", "cpu", "onednn", "cuda", "cublas"])
 @pytest.mark.parametrize("room", [2, 0])
 def test_out_of_memory_halves_the_batch_and_goes_on(
     fast: Captioner, monkeypatch: pytest.MonkeyPatch, room: int, full: RuntimeError

@@ -31,7 +31,15 @@ from captioner.inference.pixels import Picture, PixelSettings, normalise, resize
 from captioner.inference.processors import warp
 from captioner.inference.sampling import draw, uniform
 from captioner.options import REPETITION_PENALTIES, TEMPERATURES
-from checkpoints import DEC, IMAGE_SIZE, SEP, VOCABULARY, random_picture, save_tiny_blip
+from checkpoints import (
+    DEC,
+    IMAGE_SIZE,
+    SEP,
+    VOCABULARY,
+    change_weights,
+    random_picture,
+    save_tiny_blip,
+)
 
 SAMPLES = 3
 
@@ -231,3 +239,29 @@ def test_every_sample_is_what_transformers_rules_and_the_requests_numbers_give(
     unordered = [one for one, best in zip(drawn, wanted, strict=True) if one != best]
     assert min(map(len, (of_unequal_length, all_different, unordered))) >= len(images) // 2
     assert {sample.tokens[-1] == SEP for sample in itertools.chain(*drawn)} == {True, False}
+
+
+def test_what_follows_the_end_of_a_caption_does_not_count(tmp_path: Path) -> None:
+    """Not even if it is no number: from the third position on, the first of these models has none.
+
+    Captions that end before are taken along for as long as others of their image go on.
+    """
+    folders = [save_tiny_blip(tmp_path / name) for name in ("broken", "sound")]
+
+    def break_positions(weights: dict[str, torch.Tensor]) -> None:
+        weights["text_decoder.bert.embeddings.position_embeddings.weight"][3:] = float("inf")
+
+    change_weights(folders[0], break_positions)
+    broken, sound = (
+        load_captioner(str(folder), device="cpu", dtype="float64", backend="fast")
+        for folder in folders
+    )
+    ended = 0
+    for seed in range(20):
+        options = sampling(num_return_sequences=4, seed=seed)
+        pictures = [random_picture(seed)]
+        found, expected = (model.generate(pictures, options)[0] for model in (broken, sound))
+        short = {one.token_ids: one.score for one in expected if len(one.token_ids) < 2}
+        assert short.items() <= {one.token_ids: one.score for one in found}.items()
+        ended += len(short)
+    assert ended

@@ -13,9 +13,11 @@ from captioner.errors import DeviceLostError, ErrorCode, JobError, ModelLoadErro
 
 _logger = logging.getLogger(__name__)
 
-#: What the CPU's allocator, CUDA and its library for products say, without a type of its own.
+#: What the CPU's allocator, oneDNN, CUDA and its library for products say, without a type of its
+#: own; oneDNN does not say why, and memory is what it lacks.
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
+    "could not create a primitive",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )

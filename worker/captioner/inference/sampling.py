@@ -75,7 +75,8 @@ class Sampling(Search):
                     tokens[image] = draw(warp(processed[image], options), numbers[image])
         going = ~self.captions_ended
         self.lengths += going
-        self.plain += plain.gather(2, tokens[:, :, None])[:, :, 0] * going
+        # What an ended caption would have gone on with may be no number, and no factor mends that.
+        self.plain += torch.where(going, plain.gather(2, tokens[:, :, None])[:, :, 0], 0.0)
         last = captions.step + 1 >= self.longest
         self.captions_ended |= (tokens == self.sep) | last[:, None]
         self.ended.copy_(self.captions_ended.all(1))
