@@ -17,7 +17,7 @@ import redis
 from captioner.celery import MAX_JOBS_PER_MESSAGE, create_app, publish
 from captioner.domain import JobState, Lane
 from captioner.errors import ErrorCode, StoreUnavailableError
-from captioner.republishing import REPUBLISH_AFTER, queue_lengths
+from captioner.republishing import MOST_OVERTAKEN, REPUBLISH_AFTER, queue_lengths
 from captioner.settings import Settings
 from captioner.store import open_store, upgrade
 from captioner.sweeper import Sweeper
@@ -167,6 +167,45 @@ def test_only_as_many_as_are_missing_and_those_the_oldest(house: House) -> None:
     assert house.sweeper.sweep(later + 30 * SECOND) == Counter()
 
 
+def test_lost_messages_are_found_in_a_lane_that_never_rests(house: House) -> None:
+    """Its list is as long at each look, and as much is done between two: the count finds none."""
+    lost = house.submit(3)
+    house.lose_messages()
+    house.store.register_worker("other", worker_id="other", now=NOON)
+    waiting: list[UUID] = []
+    found: Counter[str] = Counter()
+    for look in range(100):
+        now = NOON + look * 10 * SECOND
+        done, waiting = waiting, submit(house.store, 4)
+        for one in waiting:
+            publish(house.app, [one], Lane.INTERACTIVE)
+        house.store.mark_dispatched([[one] for one in waiting], now=now)
+        house.store.heartbeat("other", now=now)
+        at_work = house.store.claim(done, "other", now=now)
+        took = house.sweeper.sweep(now)
+        if now - NOON <= REPUBLISH_AFTER:
+            assert took == Counter()
+        found += took
+        house.store.record([success(job) for job in at_work], now=now)
+        house.lose_messages()  # taken from the list
+        for one in waiting:
+            publish(house.app, [one], Lane.INTERACTIVE)
+    assert found == {LOST: len(lost)}
+
+
+def test_what_others_overtook_is_sent_again_little_by_little(house: House) -> None:
+    """One that was sent again though it was not lost is at work before its time: none is lost."""
+    first, *others = house.submit(100)
+    now = NOON + HOUR
+    house.store.mark_dispatched([[first]], now=now)
+    house.store.register_worker("other", worker_id="other", now=now)
+    house.store.claim([first], "other", now=now)
+    assert house.sweeper.sweep(now) == Counter()
+    assert house.sweeper.sweep(now + SECOND) == {LOST: MOST_OVERTAKEN}
+    again_ = Counter(job_id for message in house.messages() for job_id in message)
+    assert Counter(again_[one] for one in others) == {2: MOST_OVERTAKEN, 1: 99 - MOST_OVERTAKEN}
+
+
 def test_a_message_in_a_workers_hand_is_not_lost(house: House) -> None:
     """Each round another one is between the list and its claim, as in a worker at work."""
     ids = house.submit(30)
@@ -301,6 +340,24 @@ def test_a_step_that_fails_stops_no_other(
         server.start()
         assert house.sweeper.sweep(later) == {PUBLISHED: 2}
         house.close()
+
+
+def test_a_step_that_always_fails_keeps_no_dead_workers_jobs(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one does that takes longer than the server lets it; the database is there."""
+    owner = house.store.register_worker("dead", now=NOON)
+    claimed(house.store, owner=owner)
+
+    def refused(*_: object, **__: object) -> list[UUID]:
+        raise StoreUnavailableError("database … cannot be used: canceling statement")
+
+    monkeypatch.setattr(house.store, "expire_overdue", refused)
+    done: Counter[str] = Counter()
+    for seconds in range(0, 120, 10):
+        done += house.sweeper.sweep(NOON + seconds * SECOND)
+    assert done == {"workers expired": 1, "jobs taken back": 1, PUBLISHED: 1}
+    assert "a step of it later: database … cannot be used: canceling statement" in caplog.text
 
 
 def test_who_did_not_sweep_for_long_gives_the_living_time_to_say_so(house: House) -> None:

@@ -3,6 +3,9 @@
 The broker never says that it lost a message, so messages are counted: those that the queued jobs of
 a lane are in, against the length of the lane's list. As many as are missing, the oldest, are
 published again, and no job more than once in ten minutes; a long honest backlog misses none.
+
+In a lane that never comes to rest the count finds none. Lists are first in, first out: there a job
+is of a lost message when others are at work whose messages were sent long after its own.
 """
 
 from __future__ import annotations
@@ -27,6 +30,9 @@ REPUBLISH_AFTER = timedelta(minutes=10)
 #: Most jobs published at a time, and in one call.
 BATCH = 512
 MOST_JOBS = 8 * BATCH
+#: Most messages of a call that are sent again because others overtook them. One that was sent again
+#: and was not lost is ahead of its stamp, and all others seem to be overtaken.
+MOST_OVERTAKEN = 16
 
 
 class Republisher:
@@ -60,8 +66,8 @@ class Republisher:
 
         The lists are as long as they were at the last call. What a worker had taken then it has
         claimed since, and what was sent since then is left out, so that no message is missed that
-        is only under way. What was claimed since makes up for lost ones: with a list that is long
-        and moves they are found later, with an empty one at once.
+        is only under way. What was claimed since makes up for lost ones: with an empty list those
+        are found at once, and with one that is long and moves when others have overtaken them.
 
         Raises:
             BrokerUnavailableError: the broker is away; what it has taken is stamped.
@@ -72,10 +78,13 @@ class Republisher:
         then, lengths = seen
         published = 0
         for lane, length in lengths.items():
-            missing = self._store.count_dispatches(lane, then) - length
+            missing, sent_before = self._store.count_dispatches(lane, then) - length, now
             if missing <= 0:
-                continue
-            oldest = self._store.oldest_dispatches(lane, now - REPUBLISH_AFTER, MOST_JOBS)
+                newest = self._store.newest_at_work(lane)
+                if newest is None:
+                    continue
+                missing, sent_before = MOST_OVERTAKEN, min(now, newest)
+            oldest = self._store.oldest_dispatches(lane, sent_before - REPUBLISH_AFTER, MOST_JOBS)
             lost = list(itertools.chain(*itertools.islice(oldest.values(), missing)))
             self._publish(lane, lost, now)
             published += len(lost)

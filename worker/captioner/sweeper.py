@@ -53,13 +53,14 @@ class Sweeper:
                 # Renewed before every step, because a broker that hangs can hold one up.
                 if not self._store.try_acquire(LEASE, self._owner, self._lease, now=moment):
                     break
-                for what, count in step(moment):
-                    counts[what] += count
             except StoreUnavailableError as error:
                 # A database that was away has heard nobody; the living speak up first.
                 self._forgiving_until = moment + self._lease
                 logger.warning("sweeping will be tried again: %s", error)
                 break
+            try:
+                for what, count in step(moment):
+                    counts[what] += count
             except CaptionerError as error:
                 logger.warning("sweeping goes on, a step of it later: %s", error)
             except Exception:

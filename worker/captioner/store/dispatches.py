@@ -108,6 +108,15 @@ def count_dispatches(connection: Connection, lane: Lane, before: datetime) -> in
     return connection.scalar(select(func.count()).select_from(messages.subquery())) or 0
 
 
+def newest_at_work(connection: Connection, lane: Lane) -> datetime | None:
+    """When the newest message of a lane's jobs in processing was sent."""
+    return connection.scalar(
+        select(func.max(JobRow.dispatched_at)).where(
+            in_state(JobState.PROCESSING), JobRow.lane == lane
+        )
+    )
+
+
 def oldest_dispatches(
     connection: Connection, lane: Lane, before: datetime, limit: int
 ) -> dict[UUID, list[UUID]]:

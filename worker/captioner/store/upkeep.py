@@ -157,6 +157,11 @@ class Upkeep:
         with self._database.reading() as connection:
             return dispatches.count_dispatches(connection, lane, before)
 
+    def newest_at_work(self, lane: Lane) -> datetime | None:
+        """When the message was sent that is the newest of the lane's jobs in processing."""
+        with self._database.reading() as connection:
+            return dispatches.newest_at_work(connection, lane)
+
     def oldest_dispatches(self, lane: Lane, before: datetime, limit: int) -> dict[UUID, list[UUID]]:
         """The queued jobs of the lane's messages sent before then, by message, oldest first.
 
