@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from captioner.delivering.chains import Chain, Threads
+from captioner.chains import Chain, Threads
 from processes import wait_until
 
 

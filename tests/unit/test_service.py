@@ -28,6 +28,7 @@ from captioner import (
     service,
 )
 from captioner.captioning import CHECK_SECONDS
+from captioner.chains import Threads
 from captioner.domain import JobState, Outcome, Requeue
 from captioner.engine import InlineEngine
 from captioner.errors import CrashError, ErrorCode, HostBusyError, UnfitError
@@ -514,6 +515,45 @@ def test_a_hanging_processor_fails_its_job(
     failure = bench.store.get(requests[0].id).failure
     assert failure is not None
     assert (failure.code, "did not return" in failure.message) == ("plugin_failed", True)
+    processor.go_on.set()
+
+
+def test_processors_that_hang_leave_room_for_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many: as where the server that translates is away. The worker ends in time."""
+    monkeypatch.setattr(attempts, "FINISH_SECONDS", 0.2)
+    monkeypatch.setattr(service, "MOST_HANGING", bench.service._concurrency + 1)
+    processor = Processor()
+    bench.plugins.register(processor, "hanging")
+    for number in range(bench.service._concurrency + 1):
+        assert not bench.service.failed
+        (hanging,) = bench.submit(bench.picture(f"{number}.png", (2, 2, 2)))
+        assert bench.service.run([hanging.id]) == [JobState.FAILED]
+    (good,) = bench.submit(bench.picture("good.png", (3, 3, 3)))
+    assert bench.service.run([good.id]) == [JobState.SUCCEEDED]
+    assert bench.service.failed
+    bench.service.close()  # waits for none of them
+    processor.go_on.set()
+    wait_until(lambda: not bench.service.failed)
+
+
+def test_who_waits_for_a_processors_thread_is_not_taken_for_hanging(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "FINISH_SECONDS", 0.6)
+    bench.service._finishers = Threads(1, "captions")
+    processor = Processor()
+    bench.plugins.register(processor, "hanging")
+    *slow, good = bench.submit(
+        *[bench.picture(f"{n}.png", (n, n, n)) for n in (2, 2)], bench.picture("3.png", (3, 3, 3))
+    )
+    with ThreadPoolExecutor(3) as executor:
+        hanging = [executor.submit(bench.service.run, [one.id]) for one in slow]
+        assert processor.busy.wait(30)
+        last = executor.submit(bench.service.run, [good.id])
+        assert [one.result(30) for one in hanging] == [[JobState.FAILED]] * 2
+        assert last.result(30) == [JobState.SUCCEEDED]
     processor.go_on.set()
 
 

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from captioner.captioning import CHECK_SECONDS, Captioning
+from captioner.chains import Chain, Threads
 from captioner.domain import (
     Caption,
     ClaimedJob,
@@ -58,7 +59,7 @@ class Attempt:
         canceled: Callable[[], bool],
         stopping: Callable[[], bool],
         frames: FrameLog,
-        spawn: Callable[..., object] | None = None,
+        finishers: Threads | None = None,
     ) -> None:
         """Begin nothing yet.
 
@@ -70,8 +71,8 @@ class Attempt:
             canceled: tells whether nobody wants the result any more.
             stopping: tells whether this worker ends.
             frames: which of a video's are done.
-            spawn: calls a function with its arguments in another thread; None: what is done with
-                captions takes no time, and is done where the end is asked for.
+            finishers: where plugins work on captions; None: what is done with captions takes no
+                time, and is done where the end is asked for.
         """
         self.job = job
         self._pipeline = pipeline
@@ -80,13 +81,13 @@ class Attempt:
         self._canceled = canceled
         self._stopping = stopping
         self._frames = frames
-        self._spawn = spawn
+        self._finishers = finishers
         self._started = time.monotonic()
         self._given_up = False
         self._captioning: Captioning | None = None
-        #: Whether its captions were handed to plugins in a thread of their own.
-        self._finishing = False
-        #: For how long they were then looked after.
+        #: Plugins at work on its captions, or waiting for a thread.
+        self._finishing: Chain[Attempt, None] | None = None
+        #: For how long they were at work.
         self._finishing_seconds = 0.0
         #: True when `_ending` is final.
         self._finished = False
@@ -123,20 +124,16 @@ class Attempt:
 
     def _captioned(self, ready: Callable[[Attempt], None]) -> None:
         """Told by the engine, whose thread must not wait for plugins."""
-        if self._spawn is None:
+        if self._finishers is None:
             ready(self)
             return
-        self._finishing = True
-        try:
-            self._spawn(self._finish_and_tell, ready)
-        except RuntimeError:  # the service is closed: nobody waits
-            ready(self)
 
-    def _finish_and_tell(self, ready: Callable[[Attempt], None]) -> None:
-        try:
-            self._finish()
-        finally:
+        def tell(_attempt: Attempt, _finished: None) -> bool:
             ready(self)
+            return False
+
+        self._finishing = Chain([self], Attempt._finish, take=tell, over=_nothing)
+        self._finishers.run(self._finishing)
 
     def hand_back(self, ready: Callable[[Attempt], None]) -> None:
         """Instead of `begin`: the job goes back to the queue."""
@@ -155,6 +152,8 @@ class Attempt:
         if not captioning.abandoned and self._finishing_too_long():
             self._judged(_fail_for_a_hanging_plugin)
             captioning.abandon()
+        if captioning.abandoned:
+            self._leave_plugins()
         self._finished = self._finished or captioning.abandoned
         return captioning.abandoned
 
@@ -163,6 +162,7 @@ class Attempt:
         self._given_up = True
         if captioning := self._captioning:  # another thread may be done with it just now
             captioning.abandon()
+        self._leave_plugins()
 
     def end(self) -> Ending:
         """How it ended; waits when it is not ready."""
@@ -184,9 +184,16 @@ class Attempt:
 
     def _finishing_too_long(self) -> bool:
         """Counted by looks, not by a clock: in a worker that was paused, plugins were too."""
-        if self._finishing:
+        if self._finishing and self._finishing.begun:
             self._finishing_seconds += CHECK_SECONDS
         return self._finishing_seconds > FINISH_SECONDS
+
+    def _leave_plugins(self) -> None:
+        """Nothing ends their thread; another takes its place."""
+        if self._finishers and self._finishing:
+            self._finishing.stop()
+            if self._finishing.leave():
+                self._finishers.replace()
 
     def _judged(self, work: Callable[[], Result]) -> Result | None:
         """Do `work`; if it fails, None, and that is how the attempt ended."""
@@ -237,6 +244,10 @@ class Attempt:
             timings={**(stages or {}), "total": round(time.monotonic() - self._started, 6)},
             frames_done=self._frames.done,
         )
+
+
+def _nothing() -> None:
+    pass
 
 
 def _fail_for_a_hanging_plugin() -> None:

@@ -144,10 +144,12 @@ class TaskPool(thread.TaskPool):
         self.limit = max(1, self.limit - n)
 
     def _watch(self) -> None:
-        """Shut the worker down, with exit code 1, once its engine is beyond repair."""
+        """Shut the worker down, with exit code 1, once it is beyond repair."""
         while not self._stopped.wait(WATCH_SECONDS):
             if self._parts and self._parts.captions and self._parts.captions.failed:
-                logger.critical("the engine cannot go on: this worker ends")
+                logger.critical(
+                    "this worker ends: the engine cannot go on, or plugins hang in too many threads"
+                )
                 worker_state.should_stop = 1
                 return
 

@@ -16,6 +16,7 @@ from uuid import UUID
 from captioner.attempts import Attempt
 from captioner.beginnings import Beginnings
 from captioner.captioning import CHECK_SECONDS
+from captioner.chains import Threads
 from captioner.domain import (
     ClaimedJob,
     FrameCaptions,
@@ -44,6 +45,8 @@ from captioner.store import CombinedStore, Store, open_store
 MOST_CLAIMED = 10
 #: How long the first result of a message waits for the others, to be recorded with them.
 GATHER_SECONDS = 0.02
+#: Threads in which plugins hang with captions until the worker ends.
+MOST_HANGING = 256
 #: How long a thread rests after a job that this worker is not fit for.
 REST_SECONDS = 5.0
 #: How often the log is told of that.
@@ -87,6 +90,8 @@ class CaptionService:
         self._concurrency = settings.concurrency
         self._room = Room(settings.concurrency)
         self._executor = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="job")
+        #: Where plugins work on captions, which may hang there.
+        self._finishers = Threads(settings.concurrency, "captions")
         self._in_hand = InHand()
         self._stopping = threading.Event()
         self._beginnings = Beginnings(
@@ -112,8 +117,11 @@ class CaptionService:
 
     @property
     def failed(self) -> bool:
-        """True when the model is lost for good: the worker should end, with code 1."""
-        return self._engine.failed
+        """True when nothing but a new process helps: the worker should end, with code 1.
+
+        The model is lost for good, or plugins hang in so many threads that more would be too many.
+        """
+        return self._engine.failed or self._finishers.replaced >= MOST_HANGING
 
     def run(
         self, job_ids: Sequence[UUID], tell: Callable[[Progress], None] = lambda _: None
@@ -177,7 +185,7 @@ class CaptionService:
         self, jobs: Sequence[ClaimedJob], tell: Callable[[Progress], None]
     ) -> list[Attempt]:
         model = self.model
-        spawn = self._executor.submit if self._pipeline.finishes_slowly else None
+        finishers = self._finishers if self._pipeline.finishes_slowly else None
 
         def keep(progress: Progress) -> bool:
             kept = self.store.record_frames(progress)
@@ -194,7 +202,7 @@ class CaptionService:
                 self._in_hand.canceled(job),
                 self._stopping.is_set,
                 FrameLog(job, model, load=self._recorded_frames, keep=keep),
-                spawn,
+                finishers,
             )
             for job in jobs
         ]
@@ -272,6 +280,7 @@ class CaptionService:
             return
         self._closed = True
         self._executor.shutdown()
+        self._finishers.close()
         self.reports.end()
         self._sampler.close()
         self._engine.close()

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from queue import Empty, SimpleQueue
 from uuid import UUID
 
+from captioner.chains import Chain, Threads
 from captioner.deliveries import AttemptEnd, Delivery, Target
 from captioner.delivering.apart import MOST_PROCESSES, Apart
 from captioner.delivering.asking import jobs_of
 from captioner.delivering.attempts import Attempts, hook_of
-from captioner.delivering.chains import Chain, Threads
 from captioner.delivering.health import Health
 from captioner.delivering.leases import Leases
 from captioner.delivering.place import Place

@@ -14,9 +14,9 @@ import time
 from collections.abc import Collection
 from datetime import timedelta
 
+from captioner.chains import Chain, Threads
 from captioner.deliveries import Expansion, NewDelivery
 from captioner.delivering.asking import HOOK, ask_targets, jobs_of
-from captioner.delivering.chains import Chain, Threads
 from captioner.delivering.schedule import pause_seconds
 from captioner.domain import Job
 from captioner.errors import describe

@@ -41,6 +41,7 @@ class Chain(Generic[Item, Result]):
         self._lock = threading.Lock()
         self._waiting = deque(items)
         self._current: tuple[Item, float] | None = None
+        self._begun = False
         self._stopped = False
         self._left = False
         #: Another thread has taken the place of its own.
@@ -68,6 +69,12 @@ class Chain(Generic[Item, Result]):
             self.returned = True
         self._over()
         return not self.aside
+
+    @property
+    def begun(self) -> bool:
+        """Whether a thread has come to it."""
+        with self._lock:
+            return self._begun
 
     def stop(self) -> None:
         """Begin no other item."""
@@ -108,6 +115,7 @@ class Chain(Generic[Item, Result]):
         with self._lock:
             if self._stopped or not self._waiting:
                 return None
+            self._begun = True
             self._current = self._waiting.popleft(), time.monotonic()
             return self._current
 
@@ -131,6 +139,8 @@ class Threads:
         self._threads = 0
         #: Chains that run or wait for a thread.
         self._busy = 0
+        #: Threads that others have replaced and that have not ended.
+        self.replaced = 0
 
     @property
     def free(self) -> int:
@@ -149,6 +159,7 @@ class Threads:
         with self._lock:
             self._busy -= 1
             self._threads -= 1
+            self.replaced += 1
             self._start()
 
     def close(self) -> None:
@@ -164,7 +175,9 @@ class Threads:
 
     def _run(self) -> None:
         while (chain := self._chains.get()) is not None:
-            if not chain.run():
-                return
+            own = chain.run()
             with self._lock:
+                if not own:
+                    self.replaced -= 1
+                    return
                 self._busy -= 1
