@@ -523,10 +523,11 @@ def test_processors_that_hang_leave_room_for_others(
 ) -> None:
     """However many: as where the server that translates is away. The worker ends in time."""
     monkeypatch.setattr(attempts, "FINISH_SECONDS", 0.2)
-    monkeypatch.setattr(service, "MOST_HANGING", bench.service._concurrency + 1)
+    monkeypatch.setattr(service, "MOST_HANGING", 4)
+    bench.service._finishers = Threads(3, "captions")
     processor = Processor()
     bench.plugins.register(processor, "hanging")
-    for number in range(bench.service._concurrency + 1):
+    for number in range(4):
         assert not bench.service.failed
         (hanging,) = bench.submit(bench.picture(f"{number}.png", (2, 2, 2)))
         assert bench.service.run([hanging.id]) == [JobState.FAILED]
