@@ -110,13 +110,13 @@ class Webhooks:
             reason = f"every delivery has failed since {since:%Y-%m-%d %H:%M} UTC: {error}"
         else:
             return
-        store.disable_endpoint(endpoint.id, reason)
-        logger.warning(
-            "webhook endpoint %s is disabled: %s; to go on: captioner webhooks enable %s",
-            endpoint.id,
-            reason,
-            endpoint.id,
-        )
+        if store.give_up_endpoint(endpoint, reason):
+            logger.warning(
+                "webhook endpoint %s is disabled: %s; to go on: captioner webhooks enable %s",
+                endpoint.id,
+                reason,
+                endpoint.id,
+            )
 
 
 def message_id(event: Event, target: str) -> str:

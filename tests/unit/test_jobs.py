@@ -15,7 +15,12 @@ from pydantic import SecretStr
 
 from captioner import jobs as door
 from captioner.domain import CaptionRequest, JobState, Lane
-from captioner.errors import DuplicateClientKeyError, InvalidRequestError, JobNotFoundError
+from captioner.errors import (
+    DuplicateClientKeyError,
+    InvalidRequestError,
+    JobNotFoundError,
+    StoreUnavailableError,
+)
 from captioner.jobs import Jobs
 from captioner.republishing import UNDISPATCHED_AFTER, Republisher
 from captioner.settings import BrokerSettings, GenerationSettings, Settings
@@ -142,6 +147,20 @@ def test_without_a_broker_jobs_are_kept_and_published_later(
         assert republisher.publish_undispatched(later) == 1
         assert republisher.publish_undispatched(later) == 0
         assert jobs.get(job.id).dispatched_at is not None
+
+
+def test_jobs_that_were_published_are_submitted_though_nobody_can_stamp_them(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Told otherwise, a client without a key would submit them again."""
+
+    def away(*_: object, **__: object) -> None:
+        raise StoreUnavailableError("database … cannot be used: away")
+
+    monkeypatch.setattr(jobs._store, "mark_dispatched", away)
+    job = jobs.submit("/a.jpg")
+    assert jobs.get(job.id).state is JobState.QUEUED
+    assert "may be once more: database … cannot be used: away" in caplog.text
 
 
 def test_the_module_uses_the_environment_and_survives_a_fork(

@@ -122,6 +122,23 @@ def test_disabled_and_enabled(store: Store, settings: Settings) -> None:
     assert enabled.failing_since is None
 
 
+def test_what_an_attempt_has_seen_long_ago_disables_nothing(
+    store: Store, settings: Settings
+) -> None:
+    endpoint, _ = add_endpoint(store, settings, URL)
+    store.endpoint_failed(endpoint.id)
+    seen = store.endpoint(endpoint.id)
+    store.endpoint_answered(endpoint.id)  # another, while this one waits for an answer
+    assert not store.give_up_endpoint(seen, "every delivery has failed")
+    assert store.endpoint(endpoint.id).state is EndpointState.ENABLED
+    seen = store.endpoint(endpoint.id)
+    assert store.give_up_endpoint(seen, "gone")
+    disabled = store.endpoint(endpoint.id)
+    assert (disabled.state, disabled.disabled_reason) == (EndpointState.DISABLED, "gone")
+    assert not store.give_up_endpoint(seen, "gone, too")
+    assert store.endpoint(endpoint.id).disabled_reason == "gone"
+
+
 def test_the_first_failure_counts_until_it_answers(store: Store, settings: Settings) -> None:
     endpoint, _ = add_endpoint(store, settings, URL)
     first = datetime(2026, 1, 2, tzinfo=UTC)

@@ -11,6 +11,8 @@ from captioner.errors import CaptionerError
 from captioner.store import Store
 from captioner.sweeper import Sweeper
 
+#: Connections to the database, one a thread: those of jobs may all be waiting for somebody's lock.
+CONNECTIONS = 2
 #: A sweep that hangs on the broker does not hold up the end of a worker for longer.
 STOP_SECONDS = 5.0
 
@@ -31,7 +33,7 @@ class Housekeeping:
 
         Args:
             app: what the sweeper publishes through.
-            store: the database.
+            store: the database, for this alone: closed at the end.
             owner: this worker's id there.
             look_after: called as often; the service's view of its jobs.
         """
@@ -60,6 +62,7 @@ class Housekeeping:
         for thread in self._threads:
             thread.join(STOP_SECONDS)
         self._sweeper.release()
+        self._store.close()
 
     def _repeat(self, work: Callable[[], None]) -> None:
         while True:

@@ -18,9 +18,10 @@ from kombu.asynchronous import get_event_loop
 
 from captioner.celery import CaptionerApp
 from captioner.errors import CaptionerError
-from captioner.housekeeping import Housekeeping
+from captioner.housekeeping import CONNECTIONS, Housekeeping
 from captioner.open_queues import open_queues
 from captioner.shutdown import ImmediateEnd
+from captioner.store import open_store
 from captioner.worker_parts import WorkerParts, open_parts
 
 #: Containers made and not freed before Python looks for cycles among them; its default is 700.
@@ -55,6 +56,7 @@ class TaskPool(thread.TaskPool):
         """Check the schema and load the model; exit with 1 and one line when either fails."""
         ImmediateEnd(self._hand_back).install()
         try:
+            heart = open_store(self.app.settings, pool_size=CONNECTIONS)
             # maybe_shutdown raises when SIGTERM came meanwhile, which ends the worker with 0.
             parts = open_parts(
                 self.app.settings,
@@ -67,7 +69,7 @@ class TaskPool(thread.TaskPool):
         self._parts = parts
         self.app.service, self.app.deliveries = parts.captions, parts.deliveries
         self.app.store = parts.store
-        self._housekeeping = Housekeeping(self.app, parts.store, parts.owner, parts.look_after)
+        self._housekeeping = Housekeeping(self.app, heart, parts.owner, parts.look_after)
         self._housekeeping.start()
         open_queues.slots = lambda: self.limit
         if parts.captions:

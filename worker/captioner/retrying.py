@@ -8,6 +8,9 @@ from datetime import datetime, timedelta
 from captioner.domain import ClaimedJob, JobFailure, Requeue
 from captioner.settings import RetrySettings
 
+#: More than any delay needs; a float holds a thousand.
+_MOST_DOUBLINGS = 64
+
 
 def retry(
     job: ClaimedJob, failure: JobFailure, settings: RetrySettings, now: datetime, *, crashed: bool
@@ -40,5 +43,6 @@ def retry(
 
 def _delay(retries: int, settings: RetrySettings) -> timedelta:
     """Twice as long each time, less up to half: what failed together does not return together."""
-    longest = min(settings.max_delay_seconds, settings.first_delay_seconds * 2.0**retries)
+    doubled = 2.0 ** min(retries, _MOST_DOUBLINGS)
+    longest = min(settings.max_delay_seconds, settings.first_delay_seconds * doubled)
     return timedelta(seconds=longest * random.uniform(0.5, 1.0))  # noqa: S311 - nobody's secret

@@ -17,6 +17,7 @@ from captioner.errors import (
     BrokerUnavailableError,
     DuplicateClientKeyError,
     InvalidRequestError,
+    StoreUnavailableError,
 )
 from captioner.store import Store, Submission
 
@@ -67,5 +68,13 @@ def dispatch(app: Celery, store: Store, jobs: Sequence[Job]) -> bool:
         return False
     finally:
         if messages:
-            store.mark_dispatched(messages)
+            _stamp(store, messages)
     return True
+
+
+def _stamp(store: Store, messages: Sequence[Sequence[UUID]]) -> None:
+    """What has no stamp is published once more, and that does no harm: the jobs are there."""
+    try:
+        store.mark_dispatched(messages)
+    except StoreUnavailableError as error:
+        logger.warning("jobs were published, and may be once more: %s", error)

@@ -14,7 +14,12 @@ class DatabaseSettings(Section):
         SecretStr(""),
         description="postgresql+psycopg://… or sqlite:///…; empty: SQLite in the data folder.",
     )
-    pool_size: int = Field(8, ge=1, le=256, description="Most connections to PostgreSQL.")
+    pool_size: int = Field(
+        8,
+        ge=1,
+        le=256,
+        description="Most connections to PostgreSQL; a worker has two more to say that it lives.",
+    )
     busy_timeout_seconds: float = Field(
         10.0, gt=0, le=600, description="How long SQLite waits for another writer."
     )

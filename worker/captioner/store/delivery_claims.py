@@ -12,6 +12,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    Update,
     and_,
     bindparam,
     delete,
@@ -190,14 +191,23 @@ def renew_leases(
     connection: Connection, owner: str, ids: Collection[int], expires_at: datetime
 ) -> set[int]:
     """Keep what the owner still has in hand; the ids of what is not another's by now."""
-    statement = update(DeliveryRow).where(*_held(connection, owner, ids))
+    statement = _update_held(connection, owner, ids)
     renewed = statement.values(lease_expires_at=expires_at).returning(DeliveryRow.id)
     return set(connection.scalars(renewed))
 
 
 def release_leases(connection: Connection, owner: str, ids: Collection[int]) -> None:
     """Let others have what the owner did not try."""
-    connection.execute(update(DeliveryRow).where(*_held(connection, owner, ids)).values(_FREE))
+    connection.execute(_update_held(connection, owner, ids).values(_FREE))
+
+
+def _update_held(connection: Connection, owner: str, ids: Collection[int]) -> Update:
+    """Locked in one order, as everybody does: two would wait for each other otherwise."""
+    mine = select(DeliveryRow.id).where(*_held(connection, owner, ids))
+    rows = mine.order_by(DeliveryRow.id).with_for_update().cte("mine")
+    return update(DeliveryRow).where(
+        DeliveryRow.id.in_(select(rows.c.id)), DeliveryRow.lease_owner == owner
+    )
 
 
 def _held(connection: Connection, owner: str, ids: Collection[int]) -> list[ColumnElement[bool]]:

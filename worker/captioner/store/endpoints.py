@@ -151,6 +151,34 @@ class Endpoints:
         """
         self._change(endpoint_id, now, state=EndpointState.DISABLED, disabled_reason=reason)
 
+    def give_up_endpoint(
+        self, endpoint: WebhookEndpoint, reason: str, *, now: datetime | None = None
+    ) -> bool:
+        """Disable an endpoint because of an attempt; False when another has had an answer since.
+
+        Or a failure, or somebody has enabled it: it is not any more what the attempt has seen.
+
+        Args:
+            endpoint: as it was read before the attempt.
+            reason: for people.
+            now: the time to work with.
+        """
+        statement = (
+            update(EndpointRow)
+            .where(
+                EndpointRow.id == endpoint.id,
+                EndpointRow.state == EndpointState.ENABLED,
+                EndpointRow.failing_since.is_not_distinct_from(endpoint.failing_since),
+            )
+            .values(
+                updated_at=self._database.moment(now),
+                state=EndpointState.DISABLED,
+                disabled_reason=reason,
+            )
+        )
+        with self._database.statement() as connection:
+            return bool(connection.execute(statement).rowcount)
+
     def remove_endpoint(self, endpoint_id: UUID) -> None:
         """Delete an endpoint; what is on its way to it is not delivered.
 

@@ -26,8 +26,12 @@ class SchemaStatus:
     needed: str
 
 
-def open_store(settings: Settings) -> Store:
+def open_store(settings: Settings, *, pool_size: int | None = None) -> Store:
     """Open the configured database and see that its schema is this version's.
+
+    Args:
+        settings: where it is.
+        pool_size: most connections to PostgreSQL, if not as the settings say.
 
     The embedded database is ours alone, so it is created and upgraded here. A database that was
     named is upgraded when an operator says so: `captioner db upgrade`.
@@ -37,7 +41,7 @@ def open_store(settings: Settings) -> Store:
         StoreUnavailableError: the database cannot be reached or opened.
         SchemaError: the schema is older or newer; the text says what to run.
     """
-    engine = engine_from_settings(settings)
+    engine = engine_from_settings(settings, pool_size=pool_size)
     try:
         if settings.embedded_database and schema.current(engine) != schema.head():
             schema.upgrade(engine)

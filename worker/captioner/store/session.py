@@ -41,10 +41,10 @@ _NOT_OF_A_URL = ("autocommit", "prepare_threshold", "context", "row_factory", "c
 FRESH_SECONDS = 1.0
 
 
-def engine_from_settings(settings: Settings) -> Engine:
+def engine_from_settings(settings: Settings, *, pool_size: int | None = None) -> Engine:
     """The engine of the configured database; creates the embedded database's folder.
 
-    Nothing is opened yet.
+    Nothing is opened yet. `pool_size` overrides the settings'.
 
     Raises:
         SettingsError: the URL cannot be used, or its driver is not installed.
@@ -60,7 +60,7 @@ def engine_from_settings(settings: Settings) -> Engine:
             ) from error
     return create_store_engine(
         settings.database_url,
-        pool_size=settings.database.pool_size,
+        pool_size=pool_size or settings.database.pool_size,
         busy_timeout_seconds=settings.database.busy_timeout_seconds,
     )
 
