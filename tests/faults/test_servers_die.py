@@ -230,9 +230,8 @@ def test_postgresql_can_only_be_read_for_a_while(tmp_path: Path, redis_server: R
 def test_somebody_locks_the_jobs_for_long(house: House) -> None:
     """As building an index may, or a backup; workers live on, and nobody takes them for dead."""
     requests, started = house.innocents(120), time.monotonic()
-    # Of one connection each, which waits for the lock with whatever came first.
-    house.env["CAPTIONER_DATABASE__POOL_SIZE"] = "1"
-    with house.worker() as worker, house.worker() as other:
+    # All that one of them has for its jobs is one connection, which waits for the lock.
+    with house.worker(DATABASE__POOL_SIZE="1") as worker, house.worker() as other:
         house.jobs.submit_all(requests)
         house.wait_until_busy()
         with house.database.begin() as connection:
