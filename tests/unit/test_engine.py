@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from captioner.domain import Lane
 from captioner.engine import EngineClosedError, InlineEngine
 from captioner.engine.batcher import Batcher, Work
-from captioner.errors import DeviceLostError, ErrorCode, JobError, ModelLoadError
+from captioner.errors import DeviceLostError, ErrorCode, JobError, ModelLoadError, SettingsError
 from captioner.options import GenerationOptions
 from captioner.testing import FakeCaptionModel
 
@@ -89,6 +89,14 @@ def test_a_model_that_cannot_load_says_why() -> None:
         raise OSError("disk on fire")
 
     with pytest.raises(ModelLoadError, match="disk on fire"):
+        InlineEngine(load, 4).start()
+
+
+def test_a_wrong_setting_says_so_itself() -> None:
+    def load() -> FakeCaptionModel:
+        raise SettingsError("CAPTIONER_PLUGINS__ENABLED is wrong")
+
+    with pytest.raises(SettingsError, match=r"^CAPTIONER_PLUGINS__ENABLED is wrong$"):
         InlineEngine(load, 4).start()
 
 

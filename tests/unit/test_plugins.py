@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from captioner import CaptionRequest, Event, Frame, JobError, Media, Source, hookimpl
-from captioner.errors import ErrorCode, PluginError
+from captioner.errors import ErrorCode, PluginError, SettingsError
 from captioner.plugins import Plugins, load_plugins
 from captioner.settings import PluginSettings
 from captioner.testing import registered_plugin
@@ -167,6 +167,26 @@ def test_only_the_enabled_ones_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {info.name: info.state for info in infos if info.state == "enabled"} == {
         "e_good_plugin": "enabled"
     }
+
+
+@pytest.mark.parametrize("setting", ["enabled", "disabled"])
+def test_a_name_that_no_plugin_has_is_one_clear_line(setting: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load_plugins(PluginSettings.model_validate({setting: ("metrics", "webhooks")}))
+    assert str(raised.value) == (
+        f"CAPTIONER_PLUGINS__{setting.upper()} names 'webhooks', and no such plugin is installed; "
+        "there are: webhook, alt_text, metrics, video"
+    )
+
+
+def test_a_named_plugin_that_cannot_be_loaded_is_only_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "f_broken_plugin", "import no_such_module_anywhere\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    infos = load_plugins(PluginSettings(enabled=("f_broken_plugin", "metrics"))).infos()
+    states = {info.name: info.state for info in infos}
+    assert (states["f_broken_plugin"], states["metrics"]) == ("failed", "enabled")
 
 
 def test_our_own_plugins_load_in_no_time() -> None:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import pluggy
 
 from captioner import hookspecs
-from captioner.errors import JobError, PluginError, describe
+from captioner.errors import JobError, PluginError, SettingsError, describe
 from captioner.plugin_errors import PluginErrors
 from captioner.settings import PluginSettings
 
@@ -257,9 +258,18 @@ class _blamed:  # noqa: N801  # used like a function
 
 
 def load_plugins(settings: PluginSettings) -> Plugins:
-    """Register the installed plugins the settings allow; a broken one is reported and skipped."""
+    """Register the installed plugins the settings allow; a broken one is reported and skipped.
+
+    Raises:
+        SettingsError: the settings name one that is not installed, as a misspelt name does: what it
+            was to do would be left undone without a word.
+    """
     plugins = Plugins()
-    for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
+    entries = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name)
+    installed = [entry.name for entry in entries]
+    _check_names("ENABLED", settings.enabled or (), installed)
+    _check_names("DISABLED", settings.disabled, installed)
+    for entry in entries:
         allowed = settings.enabled is None or entry.name in settings.enabled
         if not allowed or entry.name in settings.disabled:
             plugins.reject(entry.name, "disabled", entry)
@@ -272,6 +282,17 @@ def load_plugins(settings: PluginSettings) -> Plugins:
             plugins.reject(entry.name, "failed", entry, problem)
             logger.warning("plugin %r is not used: %s", entry.name, problem)
     return plugins
+
+
+def _check_names(setting: str, names: Collection[str], installed: Sequence[str]) -> None:
+    for name in names:
+        if name not in installed:
+            close = get_close_matches(name, installed)
+            others = dict.fromkeys([*close, *installed])
+            raise SettingsError(
+                f"CAPTIONER_PLUGINS__{setting} names {name!r}, and no such plugin is installed; "
+                f"there are: {', '.join(others) or 'none'}"
+            )
 
 
 def _distribution(entry: EntryPoint) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from captioner.engine.api import EngineStats
 from captioner.engine.batcher import Batcher, Work
 from captioner.engine.running import as_job_error, load_model, run_batch
 from captioner.engine.slots import checked_pixels
-from captioner.errors import DeviceLostError, ModelLoadError
+from captioner.errors import DeviceLostError, ModelLoadError, SettingsError
 from captioner.inference.freed_memory import share_heap
 from captioner.model import CaptionModel
 from captioner.options import GenerationOptions
@@ -84,7 +84,7 @@ class InlineEngine:
     def _run(self) -> None:
         try:
             model = load_model(self._load)
-        except ModelLoadError as error:
+        except (ModelLoadError, SettingsError) as error:
             self._ready.set_exception(error)
             return
         self._ready.set_result(model.info)

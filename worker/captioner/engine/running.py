@@ -13,6 +13,7 @@ from captioner.errors import (
     InvalidRequestError,
     JobError,
     ModelLoadError,
+    SettingsError,
     describe,
 )
 from captioner.model import CaptionModel, Generated, JointCaptionModel
@@ -33,10 +34,11 @@ def load_model(load: Callable[..., CaptionModel], *arguments: object) -> Caption
 
     Raises:
         ModelLoadError: whatever `load` raised.
+        SettingsError: a setting is wrong, and says so itself.
     """
     try:
         return load(*arguments)
-    except ModelLoadError:
+    except (ModelLoadError, SettingsError):
         raise
     except Exception as error:
         logger.debug("model load failed", exc_info=True)
