@@ -160,6 +160,33 @@ def test_a_broken_plugin_is_reported_and_the_others_work(
     assert infos["metrics"].state == "enabled"
 
 
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
+        ("class Odd(BaseException): pass\nraise Odd('no')\n", "Odd: no"),
+    ],
+)
+def test_a_plugin_that_exits_when_imported_is_reported_and_the_others_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, problem: str
+) -> None:
+    install(tmp_path, "g_exiting_plugin", code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    infos = {info.name: info for info in load_plugins(PluginSettings()).infos()}
+    assert infos["g_exiting_plugin"].state == "failed"
+    assert infos["g_exiting_plugin"].error == problem
+    assert infos["metrics"].state == "enabled"
+
+
+def test_ctrl_c_while_plugins_load_is_for_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "h_interrupted_plugin", "raise KeyboardInterrupt\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        load_plugins(PluginSettings())
+
+
 def test_only_the_enabled_ones_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "e_good_plugin", GOOD)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -277,7 +277,9 @@ def load_plugins(settings: PluginSettings) -> Plugins:
         distribution, version = _distribution(entry)
         try:
             plugins.register(entry.load(), entry.name, distribution=distribution, version=version)
-        except Exception as error:  # noqa: BLE001  # a plugin may fail in any way
+        except KeyboardInterrupt:
+            raise  # Ctrl-C is for the command
+        except BaseException as error:  # noqa: BLE001  # a plugin may fail in any way, and may exit
             problem = describe(error)
             plugins.reject(entry.name, "failed", entry, problem)
             logger.warning("plugin %r is not used: %s", entry.name, problem)

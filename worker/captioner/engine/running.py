@@ -38,9 +38,9 @@ def load_model(load: Callable[..., CaptionModel], *arguments: object) -> Caption
     """
     try:
         return load(*arguments)
-    except (ModelLoadError, SettingsError):
+    except (ModelLoadError, SettingsError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # also SystemExit: only who started this may end the process
         logger.debug("model load failed", exc_info=True)
         raise ModelLoadError(f"the model cannot be loaded: {describe(error)}") from error
 
@@ -140,7 +140,7 @@ def _captions(generated: Sequence[Generated]) -> list[Caption]:
     ]
 
 
-def as_job_error(error: Exception) -> JobError:
+def as_job_error(error: BaseException) -> JobError:
     """What the client is told of whatever a model raised."""
     if isinstance(error, JobError):
         return error
