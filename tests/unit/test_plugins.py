@@ -94,6 +94,35 @@ def test_a_provider_may_fail_the_job_with_a_code_of_its_choice() -> None:
     assert raised.value.code is ErrorCode.DECODE_FAILED
 
 
+class ForgetfulError(JobError):
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (
+            JobError("decode_failed", "no", retryable=False),  # type: ignore[arg-type]  # the mistake
+            "raised a JobError whose code is str, not ErrorCode",
+        ),
+        (
+            JobError(ErrorCode.DECODE_FAILED, KeyError("no")),  # type: ignore[arg-type]  # ditto
+            "raised a JobError whose message is KeyError, not str",
+        ),
+        (ForgetfulError(), "raised a ForgetfulError whose code is NoneType, not ErrorCode"),
+    ],
+)
+def test_a_job_error_that_no_job_can_end_with_is_the_providers_fault(
+    error: JobError, problem: str
+) -> None:
+    plugins = Plugins()
+    plugins.register(Gives(error), "guilty")
+    with pytest.raises(PluginError) as raised:
+        sample(plugins)
+    assert str(raised.value) == f"plugin 'guilty' failed in sample_frames: TypeError: {problem}"
+
+
 def test_observers_cannot_harm_each_other(caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
         @hookimpl

@@ -16,7 +16,7 @@ from typing import Any
 import pluggy
 
 from captioner import hookspecs
-from captioner.errors import JobError, PluginError, SettingsError, describe
+from captioner.errors import ErrorCode, JobError, PluginError, SettingsError, describe
 from captioner.plugin_errors import PluginErrors
 from captioner.settings import PluginSettings
 
@@ -237,7 +237,7 @@ def _call(implementation: Any, arguments: Mapping[str, Any]) -> Any:
 
 
 #: A generator that is closed is no error, and Ctrl-C is for the command it interrupts.
-_ON_PURPOSE = (JobError, MemoryError, GeneratorExit, KeyboardInterrupt)
+_ON_PURPOSE = (MemoryError, GeneratorExit, KeyboardInterrupt)
 
 
 class _blamed:  # noqa: N801  # used like a function
@@ -253,8 +253,25 @@ class _blamed:  # noqa: N801  # used like a function
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None and not isinstance(error, _ON_PURPOSE):
-            raise PluginError(self._name, self._hook, error) from error
+        fault = None if error is None else _fault(error)
+        if fault is not None:
+            raise PluginError(self._name, self._hook, fault) from fault
+
+
+def _fault(error: BaseException) -> BaseException | None:
+    """What is to be blamed on who raised this; None: it was raised on purpose."""
+    if not isinstance(error, JobError):
+        return None if isinstance(error, _ON_PURPOSE) else error
+    # A job could not end with one that was made wrongly.
+    for name, kind in (("code", ErrorCode), ("message", str)):
+        value = getattr(error, name, None)
+        if not isinstance(value, kind):
+            fault = TypeError(
+                f"raised a {type(error).__name__} whose {name} is {type(value).__name__}, "
+                f"not {kind.__name__}"
+            )
+            return fault.with_traceback(error.__traceback__)
+    return None
 
 
 def load_plugins(settings: PluginSettings) -> Plugins:
