@@ -39,6 +39,16 @@ class Webhooks:
         self._given_settings = settings
 
     @hookimpl
+    def worker_ready(self, settings: Settings) -> None:
+        """Warn of a key that no delivery could be signed with, before there is one."""
+        try:
+            standard.check_key(settings)
+        except standard.SettingsError as error:
+            logger.warning("no webhook can be signed: %s", error)
+        except ImportError:
+            pass  # a worker without the extra `webhooks`: a delivery says what it needs
+
+    @hookimpl
     def event_targets(self, event: Event, job: Job, store: Store) -> list[str]:
         """The enabled endpoints that want such events, and the job's own receiver."""
         endpoints = store.endpoints()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from captioner.domain import Lane
 from captioner.engine import EngineClosedError, InlineEngine
 from captioner.engine.batcher import Batcher, Work
-from captioner.errors import DeviceLostError, ErrorCode, JobError, ModelLoadError
+from captioner.errors import DeviceLostError, ErrorCode, JobError, ModelLoadError, SettingsError
 from captioner.options import GenerationOptions
 from captioner.testing import FakeCaptionModel
 
@@ -90,6 +90,77 @@ def test_a_model_that_cannot_load_says_why() -> None:
 
     with pytest.raises(ModelLoadError, match="disk on fire"):
         InlineEngine(load, 4).start()
+
+
+def test_a_wrong_setting_says_so_itself() -> None:
+    def load() -> FakeCaptionModel:
+        raise SettingsError("CAPTIONER_PLUGINS__ENABLED is wrong")
+
+    with pytest.raises(SettingsError, match=r"^CAPTIONER_PLUGINS__ENABLED is wrong$"):
+        InlineEngine(load, 4).start()
+
+
+@pytest.mark.parametrize("end", [SystemExit(3), KeyboardInterrupt()])
+def test_a_load_that_ends_its_thread_is_told_to_who_waits(end: BaseException) -> None:
+    def load() -> FakeCaptionModel:
+        raise end
+
+    ended = threading.Event()
+
+    def poll() -> None:
+        assert not ended.is_set(), "it has not been told"
+        if not engine._thread.is_alive():
+            ended.set()  # from now on one more look has to do
+
+    engine = InlineEngine(load, 4)
+    wanted = KeyboardInterrupt if isinstance(end, KeyboardInterrupt) else ModelLoadError
+    with pytest.raises(wanted) as raised:
+        engine.start(poll)
+    if wanted is ModelLoadError:
+        assert str(raised.value) == "the model cannot be loaded: SystemExit: 3"
+    engine.close()
+
+
+def test_a_model_that_exits_fails_its_batch_and_no_other() -> None:
+    class Exits(FakeCaptionModel):
+        def generate(self, images: Any, options: Any) -> Any:
+            if images[0][0, 0, 0] == 66:
+                raise SystemExit(3)
+            return super().generate(images, options)
+
+    engine = started(Exits())
+    with pytest.raises(JobError, match="the model failed: SystemExit: 3") as raised:
+        engine.submit(grey(66), OPTIONS).result(10)
+    assert raised.value.code is ErrorCode.INTERNAL
+    assert engine.submit(grey(1), OPTIONS).result(10)[0].text == "mean colour 1 1 1"
+    assert not engine.failed
+    engine.close()
+
+
+def test_a_thread_that_ends_tells_who_waits_and_who_comes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = FakeCaptionModel(hold=True)
+    engine = started(model, max_batch=1)
+
+    def broken(*_: object) -> None:
+        model.busy.set()
+        model.release.wait(30)
+        raise SystemExit("a fault of our own")
+
+    monkeypatch.setattr(engine, "_caption", broken)
+    futures = [engine.submit(grey(level), OPTIONS) for level in (1, 2, 3)]
+    assert model.busy.wait(10)
+    model.release.set()
+    for future in futures[1:]:
+        with pytest.raises(EngineClosedError, match="has failed: SystemExit: a fault of our own"):
+            future.result(10)
+    with pytest.raises(EngineClosedError, match="has failed: SystemExit: a fault of our own"):
+        engine.submit(grey(4), OPTIONS)
+    assert engine.failed
+    engine.close()
+    assert model.closed
+    assert "the engine's own thread failed" in caplog.text
 
 
 def test_a_stop_request_ends_the_start_before_the_load_does() -> None:

@@ -28,7 +28,14 @@ from captioner.engine import (
     model_process,
     supervisor,
 )
-from captioner.errors import CrashError, DeviceLostError, ErrorCode, JobError, ModelLoadError
+from captioner.errors import (
+    CrashError,
+    DeviceLostError,
+    ErrorCode,
+    JobError,
+    ModelLoadError,
+    SettingsError,
+)
 from captioner.options import GenerationOptions
 from captioner.settings import EngineSettings, LogSettings
 from captioner.testing import FakeCaptionModel, load_faulty_model
@@ -522,6 +529,8 @@ def load_nothing(kind: str) -> Any:
         raise OSError("disk on fire\nand more")
     if kind == "says":
         raise ModelLoadError("no such model")
+    if kind == "is set wrong":
+        raise SettingsError("CAPTIONER_X is wrong")
     if kind == "dies":
         os._exit(7)
     return LostModel() if kind == "is lost" else BlindModel()
@@ -542,6 +551,7 @@ class BlindModel(FakeCaptionModel):
     [
         ("raises", "^the model cannot be loaded: OSError: disk on fire$"),
         ("says", "^no such model$"),
+        ("is set wrong", "^CAPTIONER_X is wrong$"),
         ("dies", "^the engine ended with exit code 7 while it loaded the model$"),
         ("is lost", "^cuda:0 cannot go on$"),
         ("is blind", "^the model is loaded, but cannot caption: .*no kernel image is available$"),

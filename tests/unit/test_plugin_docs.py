@@ -16,6 +16,8 @@ from types import ModuleType
 
 import pytest
 
+import captioner
+import captioner.testing
 from captioner import DeliveryError, ErrorCode, Event, hookimpl, hookspecs
 from captioner.plugins import Plugins
 from captioner.testing import FakeCaption, FakeCaptionModel, caption_with
@@ -156,6 +158,20 @@ def test_every_sample_has_a_file_name() -> None:
     assert len(names) >= 4
     for name in names:
         assert re.fullmatch(r"\w+\.py", name), name
+
+
+def test_what_the_text_calls_can_be_called_so() -> None:
+    checked = 0
+    for name, written in re.findall(r"`((\w+)\([^`]*\))`", README.replace("\n", " ")):
+        called = getattr(captioner, written, None) or getattr(captioner.testing, written, None)
+        if called is None or name.endswith("()"):
+            continue
+        call = ast.parse(name, mode="eval").body
+        assert isinstance(call, ast.Call)
+        values = {one.arg: one.value for one in call.keywords if one.arg}
+        inspect.signature(called).bind(*call.args, **values)
+        checked += 1
+    assert checked >= 3
 
 
 def test_the_plugin_in_ten_lines_has_ten_and_an_entry_point() -> None:

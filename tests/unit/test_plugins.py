@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from captioner import CaptionRequest, Event, Frame, JobError, Media, Source, hookimpl
-from captioner.errors import ErrorCode, PluginError
+from captioner.errors import ErrorCode, PluginError, SettingsError
 from captioner.plugins import Plugins, load_plugins
 from captioner.settings import PluginSettings
 from captioner.testing import registered_plugin
@@ -94,6 +94,35 @@ def test_a_provider_may_fail_the_job_with_a_code_of_its_choice() -> None:
     assert raised.value.code is ErrorCode.DECODE_FAILED
 
 
+class ForgetfulError(JobError):
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (
+            JobError("decode_failed", "no", retryable=False),  # type: ignore[arg-type]  # the mistake
+            "raised a JobError whose code is str, not ErrorCode",
+        ),
+        (
+            JobError(ErrorCode.DECODE_FAILED, KeyError("no")),  # type: ignore[arg-type]  # ditto
+            "raised a JobError whose message is KeyError, not str",
+        ),
+        (ForgetfulError(), "raised a ForgetfulError whose code is NoneType, not ErrorCode"),
+    ],
+)
+def test_a_job_error_that_no_job_can_end_with_is_the_providers_fault(
+    error: JobError, problem: str
+) -> None:
+    plugins = Plugins()
+    plugins.register(Gives(error), "guilty")
+    with pytest.raises(PluginError) as raised:
+        sample(plugins)
+    assert str(raised.value) == f"plugin 'guilty' failed in sample_frames: TypeError: {problem}"
+
+
 def test_observers_cannot_harm_each_other(caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
         @hookimpl
@@ -160,6 +189,33 @@ def test_a_broken_plugin_is_reported_and_the_others_work(
     assert infos["metrics"].state == "enabled"
 
 
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
+        ("class Odd(BaseException): pass\nraise Odd('no')\n", "Odd: no"),
+    ],
+)
+def test_a_plugin_that_exits_when_imported_is_reported_and_the_others_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, problem: str
+) -> None:
+    install(tmp_path, "g_exiting_plugin", code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    infos = {info.name: info for info in load_plugins(PluginSettings()).infos()}
+    assert infos["g_exiting_plugin"].state == "failed"
+    assert infos["g_exiting_plugin"].error == problem
+    assert infos["metrics"].state == "enabled"
+
+
+def test_ctrl_c_while_plugins_load_is_for_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "h_interrupted_plugin", "raise KeyboardInterrupt\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        load_plugins(PluginSettings())
+
+
 def test_only_the_enabled_ones_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "e_good_plugin", GOOD)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -167,6 +223,26 @@ def test_only_the_enabled_ones_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {info.name: info.state for info in infos if info.state == "enabled"} == {
         "e_good_plugin": "enabled"
     }
+
+
+@pytest.mark.parametrize("setting", ["enabled", "disabled"])
+def test_a_name_that_no_plugin_has_is_one_clear_line(setting: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load_plugins(PluginSettings.model_validate({setting: ("metrics", "webhooks")}))
+    assert str(raised.value) == (
+        f"CAPTIONER_PLUGINS__{setting.upper()} names 'webhooks', and no such plugin is installed; "
+        "there are: webhook, alt_text, metrics, video"
+    )
+
+
+def test_a_named_plugin_that_cannot_be_loaded_is_only_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "f_broken_plugin", "import no_such_module_anywhere\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    infos = load_plugins(PluginSettings(enabled=("f_broken_plugin", "metrics"))).infos()
+    states = {info.name: info.state for info in infos}
+    assert (states["f_broken_plugin"], states["metrics"]) == ("failed", "enabled")
 
 
 def test_our_own_plugins_load_in_no_time() -> None:

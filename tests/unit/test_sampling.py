@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import resource
 import signal
 import subprocess
@@ -13,7 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +41,7 @@ from timeouts import new_sockets_time_out
 
 #: What it does is in the name of the file: `hang-1.jpg`.
 POISON = """
-import ctypes, json, os, resource, sys, threading, time
+import ctypes, json, os, pickle, resource, sys, threading, time
 import numpy as np
 from captioner import ErrorCode, Frame, JobError, hookimpl
 
@@ -89,6 +92,9 @@ def sample_frames(media, request, image_size):
         return []
     if kind == "wrong":
         return [Frame(np.zeros((image_size, 5, 3), np.uint8))]
+    if kind == "facts":
+        facts = pickle.loads(media.path.read_bytes())
+        return [Frame(np.zeros((image_size, image_size, 3), np.uint8), **facts)]
     if kind == "text":
         return ["no frame"]
     if kind == "loud":
@@ -240,6 +246,63 @@ def test_what_a_plugin_does_wrong_fails_its_job_alone(
     with pytest.raises(JobError, match=text):
         raise error
     assert len(frames(sampler, media(tmp_path, "picture.jpg"))) == 1
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("facts", "text"),
+    [
+        ({"time_seconds": -1.0}, "time_seconds is -1.0, not from 0 to 10000000000"),
+        ({"time_seconds": INF}, "time_seconds is inf, not from 0"),
+        ({"time_seconds": NAN}, "time_seconds is nan, not from 0"),
+        ({"time_seconds": "1"}, "time_seconds is str, not float"),
+        ({"time_seconds": True}, "time_seconds is bool, not float"),
+        ({"time_seconds": Fraction(1, 2)}, "time_seconds is Fraction, not float"),
+        ({"time_seconds": 10**5000}, "time_seconds is huge, not from 0"),
+        ({"media_seconds": "9"}, "media_seconds is str, not float"),
+        ({"media_seconds": 1e300}, r"media_seconds is 1e\+300, not from 0"),
+        ({"aspect_ratio": -1.0}, "aspect_ratio is -1.0, not from 0 to 1000000"),
+        ({"expected_frames": -1}, "expected_frames is -1, not from 0 to 2147483647"),
+        ({"expected_frames": 2**70}, "expected_frames is huge, not from 0"),
+        ({"expected_frames": 1.0}, "expected_frames is float, not int"),
+        ({"repeated": [1]}, "repeated is list, not bool"),
+    ],
+)
+def test_a_frame_that_says_nonsense_of_itself_is_the_plugins_fault(
+    tmp_path: Path, poison: PluginSettings, facts: dict[str, object], text: str
+) -> None:
+    """In a decoder too, which has the same check and could not send it."""
+    sampler = InlineSampler(open_plugins(poison, MediaSettings()), MediaSettings())
+    file = media(tmp_path, "facts-1.jpg", pickle.dumps(facts))
+    with pytest.raises(PluginError, match=f"'poison' failed .*gave a frame whose {text}"):
+        frames(sampler, file)
+
+
+def test_a_decoder_outlives_a_frame_that_says_nonsense(tmp_path: Path, open_sampler: Open) -> None:
+    sampler = open_sampler(decoders=1)
+    before = decoder_pid(sampler, tmp_path)
+    for facts in ({"time_seconds": -1.0}, {"expected_frames": "9"}, {"media_seconds": 10**400}):
+        error = failure(sampler, media(tmp_path, "facts-1.jpg", pickle.dumps(facts)))
+        assert isinstance(error, PluginError)
+        assert (error.plugin, error.hook) == ("poison", "sample_frames")
+    assert decoder_pid(sampler, tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"time_seconds": 0, "media_seconds": 10**10, "expected_frames": 1, "repeated": False},
+        {"time_seconds": np.float64(1.5), "aspect_ratio": 0.5, "repeated": np.True_},
+    ],
+    ids=["whole numbers", "of numpy"],
+)
+def test_a_frame_may_say_it_in_other_types(
+    tmp_path: Path, open_sampler: Open, facts: dict[str, Any]
+) -> None:
+    (frame,) = frames(open_sampler(), media(tmp_path, "facts-1.jpg", pickle.dumps(facts)))
+    assert {name: getattr(frame, name) for name in facts} == facts
 
 
 # --- Faults ---------------------------------------------------------------------------------------

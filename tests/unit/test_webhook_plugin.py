@@ -96,6 +96,28 @@ def failure(plugin: Webhooks, event: Event, job: Job, target: str, store: Store)
 # --- Whom it names --------------------------------------------------------------------------------
 
 
+def test_a_key_that_cannot_be_used_is_told_when_the_worker_begins(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugins = Plugins()
+    plugins.register(Webhooks(), "webhook")
+    with caplog.at_level(logging.WARNING):
+        plugins.notify("worker_ready", settings=settings_for(tmp_path))
+        assert not caplog.records
+        plugins.notify("worker_ready", settings=settings_for(tmp_path, encryption_key="hunter2"))
+        (tmp_path / KEY_FILE).write_text("hunter2")
+        (tmp_path / KEY_FILE).chmod(0o600)
+        plugins.notify("worker_ready", settings=settings_for(tmp_path))
+    wrong_setting, damaged_file = (one.getMessage() for one in caplog.records)
+    assert wrong_setting.startswith(
+        "no webhook can be signed: CAPTIONER_WEBHOOKS__ENCRYPTION_KEY must be keys as"
+    )
+    assert damaged_file.startswith(
+        f"no webhook can be signed: {tmp_path / KEY_FILE} is damaged: it holds no key"
+    )
+    assert not plugins.errors.totals()
+
+
 def test_the_endpoints_that_want_the_event_are_named(
     plugin: Webhooks, store: Store, settings: Settings
 ) -> None:
@@ -570,7 +592,7 @@ def test_it_registers_without_reading_the_environment(monkeypatch: pytest.Monkey
     plugins = Plugins()
     with registered_plugin(plugins, Webhooks(), "webhook"):
         (info,) = plugins.infos()
-        assert info.hooks == ("deliver_event", "event_targets")
+        assert info.hooks == ("deliver_event", "event_targets", "worker_ready")
 
 
 def test_its_settings_are_the_environments(

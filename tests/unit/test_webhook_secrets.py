@@ -10,7 +10,7 @@ from cryptography.fernet import Fernet
 
 from captioner.errors import SettingsError
 from captioner.settings import Settings, WebhookSettings
-from captioner.webhooks.encryption import KEY_FILE, SecretCipher, new_key, open_cipher
+from captioner.webhooks.encryption import KEY_FILE, SecretCipher, check_key, new_key, open_cipher
 from captioner.webhooks.secrets import new_secret
 
 OLD, NEW, FOREIGN = new_key(), new_key(), new_key()
@@ -99,6 +99,34 @@ def test_what_is_no_file_is_no_key_and_blocks_nobody(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / KEY_FILE, 0o600)
     with pytest.raises(SettingsError, match="is not a file"):
         open_cipher(settings(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"", b"hunter2\n", b"A" * 43, b"\xff\x00\xfe" * 20])
+@pytest.mark.parametrize("create", [True, False])
+def test_a_damaged_key_file_is_named_and_kept(tmp_path: Path, content: bytes, create: bool) -> None:
+    path = tmp_path / KEY_FILE
+    path.write_bytes(content)
+    path.chmod(0o600)
+    with pytest.raises(SettingsError) as raised:
+        open_cipher(settings(tmp_path), create=create)
+    assert str(raised.value) == (
+        f"{path} is damaged: it holds no key; bring it back from a backup, or set "
+        "CAPTIONER_WEBHOOKS__ENCRYPTION_KEY to the key that was in it"
+    )
+    assert path.read_bytes() == content
+
+
+def test_no_key_at_all_is_no_fault_before_it_is_needed(tmp_path: Path) -> None:
+    check_key(settings(tmp_path))
+    check_key(settings(tmp_path, NEW, OLD))
+    check_key(settings(tmp_path / "no folder yet"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_key_that_cannot_be_looked_for_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"cannot be kept at .*: Not a directory; set CAPTION"):
+        check_key(settings(tmp_path / "file"))
 
 
 def test_a_data_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import pluggy
 
 from captioner import hookspecs
-from captioner.errors import JobError, PluginError, describe
+from captioner.errors import ErrorCode, JobError, PluginError, SettingsError, describe
 from captioner.plugin_errors import PluginErrors
 from captioner.settings import PluginSettings
 
@@ -236,7 +237,7 @@ def _call(implementation: Any, arguments: Mapping[str, Any]) -> Any:
 
 
 #: A generator that is closed is no error, and Ctrl-C is for the command it interrupts.
-_ON_PURPOSE = (JobError, MemoryError, GeneratorExit, KeyboardInterrupt)
+_ON_PURPOSE = (MemoryError, GeneratorExit, KeyboardInterrupt)
 
 
 class _blamed:  # noqa: N801  # used like a function
@@ -252,14 +253,40 @@ class _blamed:  # noqa: N801  # used like a function
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None and not isinstance(error, _ON_PURPOSE):
-            raise PluginError(self._name, self._hook, error) from error
+        fault = None if error is None else _fault(error)
+        if fault is not None:
+            raise PluginError(self._name, self._hook, fault) from fault
+
+
+def _fault(error: BaseException) -> BaseException | None:
+    """What is to be blamed on who raised this; None: it was raised on purpose."""
+    if not isinstance(error, JobError):
+        return None if isinstance(error, _ON_PURPOSE) else error
+    # A job could not end with one that was made wrongly.
+    for name, kind in (("code", ErrorCode), ("message", str)):
+        value = getattr(error, name, None)
+        if not isinstance(value, kind):
+            fault = TypeError(
+                f"raised a {type(error).__name__} whose {name} is {type(value).__name__}, "
+                f"not {kind.__name__}"
+            )
+            return fault.with_traceback(error.__traceback__)
+    return None
 
 
 def load_plugins(settings: PluginSettings) -> Plugins:
-    """Register the installed plugins the settings allow; a broken one is reported and skipped."""
+    """Register the installed plugins the settings allow; a broken one is reported and skipped.
+
+    Raises:
+        SettingsError: the settings name one that is not installed, as a misspelt name does: what it
+            was to do would be left undone without a word.
+    """
     plugins = Plugins()
-    for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
+    entries = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name)
+    installed = [entry.name for entry in entries]
+    _check_names("ENABLED", settings.enabled or (), installed)
+    _check_names("DISABLED", settings.disabled, installed)
+    for entry in entries:
         allowed = settings.enabled is None or entry.name in settings.enabled
         if not allowed or entry.name in settings.disabled:
             plugins.reject(entry.name, "disabled", entry)
@@ -267,11 +294,24 @@ def load_plugins(settings: PluginSettings) -> Plugins:
         distribution, version = _distribution(entry)
         try:
             plugins.register(entry.load(), entry.name, distribution=distribution, version=version)
-        except Exception as error:  # noqa: BLE001  # a plugin may fail in any way
+        except KeyboardInterrupt:
+            raise  # Ctrl-C is for the command
+        except BaseException as error:  # noqa: BLE001  # a plugin may fail in any way, and may exit
             problem = describe(error)
             plugins.reject(entry.name, "failed", entry, problem)
             logger.warning("plugin %r is not used: %s", entry.name, problem)
     return plugins
+
+
+def _check_names(setting: str, names: Collection[str], installed: Sequence[str]) -> None:
+    for name in names:
+        if name not in installed:
+            close = get_close_matches(name, installed)
+            others = dict.fromkeys([*close, *installed])
+            raise SettingsError(
+                f"CAPTIONER_PLUGINS__{setting} names {name!r}, and no such plugin is installed; "
+                f"there are: {', '.join(others) or 'none'}"
+            )
 
 
 def _distribution(entry: EntryPoint) -> tuple[str, str]:

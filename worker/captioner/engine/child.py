@@ -21,7 +21,7 @@ import numpy as np
 from captioner.domain import ModelInfo
 from captioner.engine.running import Result, load_model, run_batch
 from captioner.engine.slots import receive_slots
-from captioner.errors import DeviceLostError, JobError, ModelLoadError
+from captioner.errors import DeviceLostError, JobError, ModelLoadError, SettingsError
 from captioner.logs import configure_logging
 from captioner.model import CaptionModel
 from captioner.options import GenerationOptions
@@ -102,7 +102,7 @@ def run_model(
     try:
         model = load_model(load, *arguments)
         _warm_up(model, max_batch)
-    except (ModelLoadError, DeviceLostError) as error:
+    except (ModelLoadError, SettingsError, DeviceLostError) as error:
         connection.send(LoadFailed(str(error)))
         return
     connection.send(Ready(model.info, memory_bytes()))

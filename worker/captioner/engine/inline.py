@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,11 +11,11 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING
 
 from captioner.domain import Caption, Lane, ModelInfo
-from captioner.engine.api import EngineStats
+from captioner.engine.api import EngineClosedError, EngineStats
 from captioner.engine.batcher import Batcher, Work
 from captioner.engine.running import as_job_error, load_model, run_batch
 from captioner.engine.slots import checked_pixels
-from captioner.errors import DeviceLostError, ModelLoadError
+from captioner.errors import describe
 from captioner.inference.freed_memory import share_heap
 from captioner.model import CaptionModel
 from captioner.options import GenerationOptions
@@ -25,12 +26,11 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.1
 
+logger = logging.getLogger(__name__)
+
 
 class InlineEngine:
     """Runs the model in a thread of its own; see `Engine` for the contract."""
-
-    #: Nothing it could survive is lost for good.
-    failed = False
 
     def __init__(self, load: Callable[[], CaptionModel], max_batch: int) -> None:
         """`load` builds the model; it is called in the engine's thread, by `start`."""
@@ -39,6 +39,7 @@ class InlineEngine:
         self._wake = threading.Event()
         self._batcher = Batcher(max_batch, self._wake.set)
         self._stats = EngineStats()
+        self._failed = False
         self._ready: Future[ModelInfo] = Future()
         # A daemon: a load that nobody waits for any more must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -52,6 +53,11 @@ class InlineEngine:
     def stats(self) -> EngineStats:
         """What it has done so far."""
         return self._stats
+
+    @property
+    def failed(self) -> bool:
+        """True when its thread has ended by what nothing here survives."""
+        return self._failed
 
     def start(self, poll: Callable[[], None] = lambda: None) -> None:
         """Load the model; see `Engine.start`."""
@@ -84,16 +90,33 @@ class InlineEngine:
     def _run(self) -> None:
         try:
             model = load_model(self._load)
-        except ModelLoadError as error:
+            info = model.info
+        except BaseException as error:  # noqa: BLE001  # `start` waits, and raises it where it counts
             self._ready.set_exception(error)
             return
-        self._ready.set_result(model.info)
+        self._ready.set_result(info)
+        try:
+            self._serve(model)
+        except BaseException as error:
+            logger.exception("the engine's own thread failed")
+            self._fail(describe(error))
+        model.close()
+
+    def _serve(self, model: CaptionModel) -> None:
         while not self._batcher.drained:
             self._wake.wait()
             self._wake.clear()
             while batch := self._batcher.take(idle=True):
                 self._caption(model, batch)
-        model.close()
+
+    def _fail(self, why: str) -> None:
+        """Nobody will work on what waits, nor on what might come: say so to who waits for it."""
+        reason = f"the engine has failed: {why}"
+        self._failed = True
+        self._batcher.close(reason)
+        while batch := self._batcher.take(idle=True):
+            for work in batch:
+                work.future.set_exception(EngineClosedError(reason))
 
     def _caption(self, model: CaptionModel, batch: Sequence[Work]) -> None:
         started = time.monotonic()
@@ -101,7 +124,9 @@ class InlineEngine:
             for results in run_batch(model, [w.pixels for w in batch], [w.options for w in batch]):
                 for position, result in results.items():
                     batch[position].settle(result)
-        except DeviceLostError as error:  # there is no other process to go on in
+        except BaseException as error:  # noqa: BLE001  # there is no other process to go on in
+            # Also SystemExit: a model that raises it ends this batch, and not the thread that all
+            # others wait for.
             for work in batch:
                 if not work.future.done():
                     work.settle(as_job_error(error))

@@ -13,6 +13,7 @@ from captioner.errors import (
     InvalidRequestError,
     JobError,
     ModelLoadError,
+    SettingsError,
     describe,
 )
 from captioner.model import CaptionModel, Generated, JointCaptionModel
@@ -33,12 +34,13 @@ def load_model(load: Callable[..., CaptionModel], *arguments: object) -> Caption
 
     Raises:
         ModelLoadError: whatever `load` raised.
+        SettingsError: a setting is wrong, and says so itself.
     """
     try:
         return load(*arguments)
-    except ModelLoadError:
+    except (ModelLoadError, SettingsError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # also SystemExit: only who started this may end the process
         logger.debug("model load failed", exc_info=True)
         raise ModelLoadError(f"the model cannot be loaded: {describe(error)}") from error
 
@@ -138,7 +140,7 @@ def _captions(generated: Sequence[Generated]) -> list[Caption]:
     ]
 
 
-def as_job_error(error: Exception) -> JobError:
+def as_job_error(error: BaseException) -> JobError:
     """What the client is told of whatever a model raised."""
     if isinstance(error, JobError):
         return error

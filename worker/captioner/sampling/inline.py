@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-
-import numpy as np
+from functools import partial
 
 from captioner.cores import available_cores
 from captioner.domain import CaptionRequest, Frame, Lane, Media
@@ -12,6 +11,7 @@ from captioner.errors import ErrorCode, JobError
 from captioner.media import StillImages
 from captioner.media.slots import SHARES, Slots
 from captioner.plugins import Plugins, load_plugins
+from captioner.sampling.checks import check_frame
 from captioner.settings import MediaSettings, PluginSettings
 
 
@@ -43,23 +43,12 @@ class InlineSampler:
         look: Callable[[], None] | None = None,
     ) -> Generator[Frame, None, None]:
         """The frames of the first plugin that knows this media; see `Sampler.sample`."""
-
-        def check(frame: object) -> None:
-            pixels = getattr(frame, "pixels", None)
-            if not isinstance(frame, Frame) or not isinstance(pixels, np.ndarray):
-                raise TypeError(f"gave {type(frame).__name__} instead of a Frame of an array")
-            if pixels.dtype != np.uint8 or pixels.shape != (image_size, image_size, 3):
-                raise ValueError(
-                    f"gave a frame of {pixels.dtype} {list(pixels.shape)} "
-                    f"instead of uint8 {[image_size, image_size, 3]}"
-                )
-
         self._slots.acquire(request.lane, look=look)
         try:
             count = 0
             for frame in self._plugins.stream(
                 "sample_frames",
-                check=check,
+                check=partial(check_frame, image_size=image_size),
                 media=media,
                 request=request,
                 image_size=image_size,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from captioner.settings import Settings, load_settings
     from captioner.store import Store, WebhookEndpoint
     from captioner.webhooks.body import webhook_body
+    from captioner.webhooks.encryption import check_key
     from captioner.webhooks.endpoints import (
         JOBS_ENDPOINT_ID,
         endpoint_target,
@@ -41,6 +42,7 @@ _ORIGINS = {
     "SettingsError": "captioner.errors",
     "Store": "captioner.store",
     "WebhookEndpoint": "captioner.store",
+    "check_key": "captioner.webhooks.encryption",
     "endpoint_target": "captioner.webhooks.endpoints",
     "jobs_endpoint": "captioner.webhooks.endpoints",
     "load_settings": "captioner.settings",
@@ -61,6 +63,7 @@ __all__ = [
     "VerifiedWebhook",
     "WebhookEndpoint",
     "WebhookVerificationError",
+    "check_key",
     "endpoint_target",
     "jobs_endpoint",
     "load_settings",

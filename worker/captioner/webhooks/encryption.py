@@ -26,15 +26,9 @@ class SecretCipher:
         """`keys` are Fernet's, as `new_key` makes them.
 
         Raises:
-            SettingsError: one of them is none; the text does not show it.
+            ValueError: one of them is none.
         """
-        try:
-            self._fernet = MultiFernet([Fernet(key) for key in keys])
-        except ValueError:
-            raise SettingsError(
-                f"{_VARIABLE} must be keys as `captioner webhooks new-key` prints them, "
-                "separated by commas"
-            ) from None
+        self._fernet = MultiFernet([Fernet(key) for key in keys])
 
     def encrypt(self, secret: str) -> str:
         """A token for `decrypt`, different each time."""
@@ -69,16 +63,28 @@ def open_cipher(settings: Settings, *, create: bool = False) -> SecretCipher:
             made by who decrypts could not be the right one.
 
     Raises:
-        SettingsError: there is no key, or it cannot be read or used.
+        SettingsError: there is no key, or it cannot be read or used; the text does not show it.
     """
     keys = settings.webhooks.encryption_key.get_secret_value()
     if keys:
-        return SecretCipher([key.strip() for key in keys.split(",") if key.strip()])
+        try:
+            return SecretCipher([key.strip() for key in keys.split(",") if key.strip()])
+        except ValueError:
+            raise SettingsError(
+                f"{_VARIABLE} must be keys as `captioner webhooks new-key` prints them, "
+                "separated by commas"
+            ) from None
     path = settings.data_dir / KEY_FILE
     try:
         if create and not path.exists():
             _create(path)
         return SecretCipher([_read(path)])
+    except ValueError:
+        # Not made anew: no secret in SQL could be read with another one.
+        raise SettingsError(
+            f"{path} is damaged: it holds no key; bring it back from a backup, or set {_VARIABLE} "
+            "to the key that was in it"
+        ) from None
     except FileNotFoundError:
         raise SettingsError(
             f"no key to read the secrets of webhook endpoints with: set {_VARIABLE} to the one "
@@ -89,6 +95,22 @@ def open_cipher(settings: Settings, *, create: bool = False) -> SecretCipher:
             f"the key of webhook secrets cannot be kept at {path}: {error.strerror}; "
             f"set {_VARIABLE}"
         ) from None
+
+
+def check_key(settings: Settings) -> None:
+    """Find out that a key cannot be used before a delivery does; that there is none is no fault.
+
+    Raises:
+        SettingsError: see `open_cipher`.
+    """
+    if not settings.webhooks.encryption_key.get_secret_value():
+        try:
+            (settings.data_dir / KEY_FILE).lstat()
+        except FileNotFoundError:
+            return
+        except OSError:
+            pass  # said below
+    open_cipher(settings)
 
 
 def _read(path: Path) -> str:
