@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from captioner.cli.environment import Device, Dtype, Json, Model, settings_from
 from captioner.cli.items import SUFFIXES
+from captioner.cli.local_paths import Kind, kind_of, shown
 from captioner.cli.output import (
     alt_text,
     console,
@@ -158,15 +159,15 @@ def _limits(settings: Settings, files: Sequence[Path]) -> MediaSettings:
 
 
 def _pictures(path: Path) -> list[Path]:
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        if not found:
-            raise typer.BadParameter(f"{path} holds no pictures")
-        return found
-    if not path.exists():
-        # Somebody may have typed a URL, with credentials in it.
-        raise typer.BadParameter(f"{Source(str(path)).display}: no such file")
-    return [path]
+    kind = kind_of(path)
+    if kind is Kind.NOTHING:
+        raise InvalidRequestError(f"{shown(path)}: no such file")
+    if kind is Kind.FILE:
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if not found:
+        raise InvalidRequestError(f"{shown(path)} holds no pictures")
+    return found
 
 
 def _run(

@@ -69,10 +69,13 @@ def items_of_file(
 
 def count_lines(name: str) -> int | None:
     """How many lines a file has; None when that cannot be known beforehand."""
-    if not Path(name).is_file():
+    try:
+        if not Path(name).is_file():
+            return None
+        with Path(name).open("rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+    except OSError:  # who reads the items says why
         return None
-    with Path(name).open("rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
 
 
 def items_of_folder(

@@ -14,6 +14,7 @@ from rich.markup import escape
 from captioner.cli.bulk import report, submit_items
 from captioner.cli.environment import Broker, Database, Json, settings_from
 from captioner.cli.items import Item, count_lines, items_of_file, items_of_folder
+from captioner.cli.local_paths import is_folder
 from captioner.cli.output import (
     FrameBars,
     print_job,
@@ -116,7 +117,7 @@ def submit(
     sources = sources or []
     if bool(sources) == bool(from_file):
         raise typer.BadParameter("Missing argument: give either sources or --from FILE")
-    folders = [Path(text).is_dir() for text in sources]
+    folders = [is_folder(text) for text in sources]
     if any(folders) and not all(folders):
         raise InvalidRequestError("give files or folders, not both")
     if client_key and (len(sources) != 1 or any(folders)):

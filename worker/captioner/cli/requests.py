@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from captioner.cli.local_paths import Kind, kind_of
 from captioner.errors import InvalidRequestError
 from captioner.options import AltTextOptions, GenerationOptions
 from captioner.request_json import options_from
@@ -162,14 +163,26 @@ def parse_source(text: str) -> Source:
     """A URL as it is; anything else as a local file, which must exist.
 
     Raises:
-        InvalidRequestError: there is no such file, or it is a folder.
+        InvalidRequestError: there is no such file, it is a folder, or nobody may look.
     """
     source = Source(text)
     if source.scheme != "file" or text[:5].lower() == "file:":
         return source
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = _named(text)
+    kind = kind_of(path)
+    if kind is Kind.FOLDER:
         raise InvalidRequestError(f"{source.display} is a folder")
-    if not path.exists():
+    if kind is Kind.NOTHING:
         raise InvalidRequestError(f"{source.display}: no such file")
     return Source(str(path.absolute()))
+
+
+def _named(text: str) -> Path:
+    """The path; `~` is the home of somebody, unless a file is called so."""
+    path = Path(text)
+    if not text.startswith("~") or kind_of(path) is not Kind.NOTHING:
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:  # nobody of this name has a home
+        return path

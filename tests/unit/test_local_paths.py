@@ -1,0 +1,99 @@
+"""Paths that cannot be looked at are told in one line, and the rest goes on."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captioner.cli import main
+
+LONG = "x" * 300
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command line in an empty folder: its exit code, and what it printed."""
+    monkeypatch.setenv("CAPTIONER_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("CAPTIONER_MODEL__ID", "demo")
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        told = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, told.out, told.err
+
+    return run
+
+
+@pytest.fixture
+def closed(run: Run, monkeypatch: pytest.MonkeyPatch) -> str:  # run sets the folder
+    """A folder that this user may not pass; these tests may run as root, whom nothing stops."""
+    Path("closed").mkdir()
+    monkeypatch.setattr(os, "stat", _refusing(os.stat, os.path.dirname))
+    monkeypatch.setattr(os, "scandir", _refusing(os.scandir, os.path.abspath))
+    monkeypatch.setattr(io, "open", _refusing(open, os.path.dirname))
+    return "closed"
+
+
+def _refusing(asked: Callable[..., Any], folder_of: Callable[[Any], Any]) -> Callable[..., Any]:
+    def ask(path: Any = ".", *arguments: Any, **options: Any) -> Any:
+        if not isinstance(path, int) and "closed" in Path(folder_of(path)).parts:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return asked(path, *arguments, **options)
+
+    return ask
+
+
+def test_lines_whose_files_cannot_be_looked_at_are_refused_one_by_one(
+    run: Run, closed: str
+) -> None:
+    sources = [LONG, f"{closed}/a.png", "~nouser/a.png", "https://h/a.jpg"]
+    lines = [json.dumps({"source": source}) for source in sources]
+    Path("items.jsonl").write_text("\n".join(lines))
+
+    code, _, told = run("submit", "--from", "items.jsonl")
+
+    assert code == 1
+    assert told.splitlines() == [
+        f"line 1: {LONG}: File name too long",
+        "line 2: closed/a.png: Permission denied",
+        "line 3: ~nouser/a.png: no such file",
+        "1 submitted, 3 refused",
+    ]
+
+
+@pytest.mark.parametrize("command", ["submit", "caption"])
+@pytest.mark.parametrize(
+    ("name", "why"), [(LONG, "File name too long"), ("closed/a.png", "Permission denied")]
+)
+@pytest.mark.usefixtures("closed")
+def test_what_cannot_be_looked_at_is_one_line(run: Run, command: str, name: str, why: str) -> None:
+    assert run(command, name) == (2, "", f"captioner: {name}: {why}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [(LONG, "File name too long"), ("closed/items", "Permission denied")]
+)
+@pytest.mark.usefixtures("closed")
+def test_items_that_cannot_be_read_are_one_line(run: Run, name: str, why: str) -> None:
+    assert run("submit", "--from", name) == (2, "", f"captioner: {name}: {why}\n")
+
+
+def test_a_file_that_begins_with_a_tilde_is_taken(run: Run) -> None:
+    Path("~x.png").touch()
+
+    code, out, _ = run("submit", "~x.png")
+
+    assert (code, out.split()[-1]) == (0, str(Path("~x.png").absolute()))

@@ -1,0 +1,57 @@
+"""What a person names on this machine: looked at without a fall, and told in one line."""
+
+from __future__ import annotations
+
+import re
+import stat
+from enum import Enum, auto
+from pathlib import Path
+
+from captioner.errors import InvalidRequestError
+from captioner.redaction import shown_path
+
+#: What would make another line of one, steer a terminal, or not be encoded at all.
+_ODD = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
+
+
+class Kind(Enum):
+    """What is at a path."""
+
+    FILE = auto()
+    FOLDER = auto()
+    NOTHING = auto()
+
+
+def kind_of(path: Path) -> Kind:
+    """What is there.
+
+    Raises:
+        InvalidRequestError: that cannot be known: the name is too long, or a folder is closed.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return Kind.NOTHING
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except ValueError:  # NUL, or half a character
+        return Kind.NOTHING
+    return Kind.FOLDER if stat.S_ISDIR(mode) else Kind.FILE
+
+
+def is_folder(text: str) -> bool:
+    """True for a folder; what cannot be known is told where it is used as a file."""
+    try:
+        return kind_of(Path(text)) is Kind.FOLDER
+    except InvalidRequestError:
+        return False
+
+
+def unreadable(path: str | Path, error: OSError) -> InvalidRequestError:
+    """Which path it was, and what the system says of it."""
+    return InvalidRequestError(f"{shown(path)}: {error.strerror or 'cannot be read'}")
+
+
+def shown(path: str | Path) -> str:
+    """A path as one line; somebody may have typed a URL, with credentials in it."""
+    return _ODD.sub(lambda found: ascii(found[0])[1:-1], shown_path(str(path)))
