@@ -97,3 +97,17 @@ def test_a_file_that_begins_with_a_tilde_is_taken(run: Run) -> None:
     code, out, _ = run("submit", "~x.png")
 
     assert (code, out.split()[-1]) == (0, str(Path("~x.png").absolute()))
+
+
+def test_a_file_that_is_called_like_a_url_is_taken(run: Run) -> None:
+    Path("scan:1.png").touch()
+
+    code, out, _ = run("submit", "scan:1.png")
+
+    assert (code, out.split()[-1]) == (0, str(Path("scan:1.png").absolute()))
+
+
+def test_what_is_called_like_a_url_and_is_no_file_is_a_url(run: Run) -> None:
+    code, out, _ = run("submit", "scan:1.png")
+
+    assert (code, out.split()[-1]) == (0, "scan:1.png")

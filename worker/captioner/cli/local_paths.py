@@ -41,8 +41,17 @@ def kind_of(path: Path) -> Kind:
 
 def is_folder(text: str) -> bool:
     """True for a folder; what cannot be known is told where it is used as a file."""
+    return _is(Kind.FOLDER, text)
+
+
+def is_file(text: str) -> bool:
+    """True for a file; what cannot be known is none."""
+    return _is(Kind.FILE, text)
+
+
+def _is(kind: Kind, text: str) -> bool:
     try:
-        return kind_of(Path(text)) is Kind.FOLDER
+        return kind_of(Path(text)) is kind
     except InvalidRequestError:
         return False
 

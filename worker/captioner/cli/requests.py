@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from captioner.cli.local_paths import Kind, kind_of
+from captioner.cli.local_paths import Kind, is_file, kind_of
 from captioner.errors import InvalidRequestError
 from captioner.options import AltTextOptions, GenerationOptions
 from captioner.request_json import options_from
@@ -162,11 +162,16 @@ def parse_metadata(text: str | None) -> Mapping[str, Any]:
 def parse_source(text: str) -> Source:
     """A URL as it is; anything else as a local file, which must exist.
 
+    A file may be called as a URL of a plugin's scheme could be, `scan:1.png`; if it is there, it
+    is meant.
+
     Raises:
         InvalidRequestError: there is no such file, it is a folder, or nobody may look.
     """
     source = Source(text)
-    if source.scheme != "file" or text[:5].lower() == "file:":
+    if source.scheme in ("data", "http", "https") or text[:5].lower() == "file:":
+        return source
+    if source.scheme != "file" and ("://" in text or not is_file(text)):
         return source
     path = _named(text)
     kind = kind_of(path)
