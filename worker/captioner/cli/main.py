@@ -25,6 +25,7 @@ from captioner.cli import (
     webhooks,
     worker,
 )
+from captioner.cli.encodings import escape_what_cannot_be_encoded
 from captioner.errors import CaptionerError, InvalidRequestError, SettingsError
 
 #: A command that cannot be understood. Typer has its own copy of click's classes and exports only
@@ -84,6 +85,7 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
+    escape_what_cannot_be_encoded()
     try:
         code = app(args=arguments, standalone_mode=False)
     except UsageError as error:
