@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from captioner.cli import main
+from captioner.demo.scenes import draw, scenes
 
 LONG = "x" * 300
 Run = Callable[..., tuple[int, str, str]]
@@ -111,3 +112,61 @@ def test_what_is_called_like_a_url_and_is_no_file_is_a_url(run: Run) -> None:
     code, out, _ = run("submit", "scan:1.png")
 
     assert (code, out.split()[-1]) == (0, "scan:1.png")
+
+
+def test_a_closed_folder_is_told_and_the_others_are_submitted(run: Run, closed: str) -> None:
+    Path("a.png").touch()
+
+    code, _, told = run("submit", ".")
+
+    assert code == 1
+    assert told.splitlines() == [
+        f"{Path(closed).absolute()}: Permission denied",
+        "1 submitted, 1 refused",
+    ]
+    assert run("submit", closed)[0] == 1
+
+
+def test_a_closed_folder_is_told_and_the_others_are_captioned(run: Run, closed: str) -> None:
+    draw(next(iter(scenes(3, 1))), 64).save("a.png")
+
+    code, out, told = run("caption", ".")
+
+    assert (code, out.partition(":")[0]) == (1, "a.png")
+    assert told.splitlines() == [
+        f"{closed}: invalid_request: Permission denied",
+        "1 of 2 failed",
+    ]
+
+
+@pytest.mark.parametrize("command", ["submit", "caption"])
+def test_a_folder_without_pictures_is_a_mistake(run: Run, command: str) -> None:
+    Path("full").mkdir()
+    Path("full", "a.png").touch()
+    Path("empty", "x.png").mkdir(parents=True)
+
+    code, out, told = run(command, "full", "empty")
+
+    assert (code, out, told) == (2, "", "captioner: empty holds no pictures\n")
+
+
+def test_odd_names_fail_alone(run: Run) -> None:
+    picture = draw(next(iter(scenes(3, 1))), 64)
+    odd = [b"a\xff.png", b"b\t.png", b"c\n.png", b"d\x1b.png"]
+    for name in [*map(os.fsdecode, odd), "e.png"]:
+        with Path(name).open("wb") as file:
+            picture.save(file, "PNG")
+    Path("x.png").mkdir()
+
+    code, out, told = run("caption", ".", "--json")
+
+    assert code == 1
+    assert [line.partition(":")[0] for line in told.splitlines()] == ["4 of 5 failed"]
+    found = json.loads(out)
+    assert [os.fsencode(one["file"]) for one in found] == [*odd, b"e.png"]
+    assert ["error" in one for one in found] == [True] * 4 + [False]
+    code, out, told = run("caption", ".")
+    assert (code, out.partition(":")[0]) == (1, "e.png")
+    assert [line.partition(":")[0] for line in told.splitlines()] == [
+        "a\\udcff.png", "b\\t.png", "c\\n.png", "d\\x1b.png", "4 of 5 failed",
+    ]  # fmt: skip

@@ -33,7 +33,7 @@ def kind_of(path: Path) -> Kind:
     except (FileNotFoundError, NotADirectoryError):
         return Kind.NOTHING
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise InvalidRequestError(f"{shown(path)}: {why(error)}") from None
     except ValueError:  # NUL, or half a character
         return Kind.NOTHING
     return Kind.FOLDER if stat.S_ISDIR(mode) else Kind.FILE
@@ -56,11 +56,16 @@ def _is(kind: Kind, text: str) -> bool:
         return False
 
 
-def unreadable(path: str | Path, error: OSError) -> InvalidRequestError:
-    """Which path it was, and what the system says of it."""
-    return InvalidRequestError(f"{shown(path)}: {error.strerror or 'cannot be read'}")
+def why(error: OSError) -> str:
+    """What the system says, without the path."""
+    return error.strerror or "cannot be read"
 
 
 def shown(path: str | Path) -> str:
     """A path as one line; somebody may have typed a URL, with credentials in it."""
-    return _ODD.sub(lambda found: ascii(found[0])[1:-1], shown_path(str(path)))
+    return one_line(shown_path(str(path)))
+
+
+def one_line(path: str | Path) -> str:
+    """The path of a file that is there, as one line."""
+    return _ODD.sub(lambda found: ascii(found[0])[1:-1], str(path))
