@@ -65,6 +65,7 @@ def worker(
         worker__queues=queues,
         log__level=log_level,
     )
-    from captioner.celery import run_worker  # Celery: only where a worker is wanted
+    from captioner.celery import create_app, run_worker  # Celery: only where a worker is wanted
 
+    create_app(settings).close()  # what is wrong with the broker's URL Celery says with code 1
     raise typer.Exit(run_worker(settings))
