@@ -170,3 +170,23 @@ def test_odd_names_fail_alone(run: Run) -> None:
     assert [line.partition(":")[0] for line in told.splitlines()] == [
         "a\\udcff.png", "b\\t.png", "c\\n.png", "d\\x1b.png", "4 of 5 failed",
     ]  # fmt: skip
+
+
+def test_a_sidecar_that_cannot_be_written_fails_its_picture_alone(run: Run) -> None:
+    for name in ("a.png", "b.png"):
+        draw(next(iter(scenes(3, 1))), 64).save(name)
+    Path("a.txt").write_text("notes")
+
+    code, out, told = run("caption", ".", "--sidecar")
+
+    assert code == 1
+    assert [line.partition(":")[0] for line in out.splitlines() if ".png" in line] == [
+        "a.png",
+        "b.png",
+    ]
+    assert told.splitlines() == [
+        "a.txt is there already; to replace it add --overwrite",
+        "1 of 2 failed",
+    ]
+    assert Path("a.txt").read_text() == "notes"
+    assert Path("b.txt").exists()

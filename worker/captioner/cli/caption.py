@@ -39,14 +39,14 @@ from captioner.cli.requests import (
     parse_options,
     parse_video,
 )
+from captioner.cli.sidecars import Sidecars
 from captioner.cores import available_cores
 from captioner.domain import Caption, CaptionRequest
-from captioner.errors import InvalidRequestError, JobError
+from captioner.errors import CaptionerError, InvalidRequestError, JobError
 from captioner.logs import configure_logging
 from captioner.settings import MediaSettings, Settings
 from captioner.source import Source
 from captioner.timeline import joint_caption, segments
-from captioner.vtt import web_vtt
 from captioner.words import keywords
 
 #: A file, and why it is not captioned, if that is known already.
@@ -82,8 +82,13 @@ def caption(
     sidecar: Annotated[
         bool,
         typer.Option(
-            "--sidecar", help="Write each caption beside its picture, as .txt; of videos, .vtt too."
+            "--sidecar",
+            help="Write each caption beside its picture, as .txt; of videos, .vtt too. Of a.png to "
+            "a.txt, or to a.png.txt if there is an a.jpg as well.",
         ),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace .txt and .vtt files that are there.")
     ] = False,
     as_json: Json = False,
     model: Model = None,
@@ -104,6 +109,7 @@ def caption(
     files = [named for path in paths for named in _pictures(path)]
     if contact_sheet and len(files) != 1:
         raise InvalidRequestError("--contact-sheet is of one video; name one")
+    sidecars = Sidecars([file for file, _ in files], overwrite=overwrite) if sidecar else None
     failed = 0
     results: list[dict[str, Any]] = []
     for file, captions, error in _run(settings, files, template):
@@ -112,8 +118,12 @@ def caption(
             results.append(_entry(file, captions, error))
         else:
             _print(file, captions, error)
-        if sidecar and not error:
-            _write_sidecars(file, captions)
+        if sidecars and not error:
+            try:
+                sidecars.write(file, captions)
+            except CaptionerError as problem:
+                failed += 1
+                remarks.print(escape(str(problem)), soft_wrap=True)
         if contact_sheet and not error:
             contact_sheet.write_bytes(_sheet(settings, file, template, captions))
             remarks.print(f"contact sheet: {escape(str(contact_sheet))}", soft_wrap=True)
@@ -135,12 +145,6 @@ def _print(file: Path, captions: Sequence[Caption], error: JobError | None) -> N
         console.print(f"  {alt_text(made)}", soft_wrap=True)
     if segments(captions):
         print_timeline(captions)
-
-
-def _write_sidecars(file: Path, captions: Sequence[Caption]) -> None:
-    file.with_suffix(".txt").write_text(captions[0].text + "\n", encoding="utf-8")
-    if segments(captions):
-        file.with_suffix(".vtt").write_text(web_vtt(captions), encoding="utf-8")
 
 
 def _sheet(
