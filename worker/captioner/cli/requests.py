@@ -137,7 +137,7 @@ def _given(options: Sequence[str]) -> dict[str, Any]:
             raise InvalidRequestError(f"--option {text!r} must have the form NAME=VALUE")
         try:
             given[name.strip()] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):  # text, such as a prompt that begins with [
             given[name.strip()] = value
     return given
 
@@ -152,7 +152,7 @@ def parse_metadata(text: str | None) -> Mapping[str, Any]:
         return {}
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise InvalidRequestError("--metadata must be a JSON object, such as '{\"asset\": 17}'")
