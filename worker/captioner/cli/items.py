@@ -121,6 +121,8 @@ def _client_key(path: Path, options: Mapping[str, Any]) -> str:
 @contextlib.contextmanager
 def _opened(name: str) -> Iterator[IO[bytes]]:
     if name == "-":
+        if not sys.stdin:
+            raise InvalidRequestError("--from -: standard input is closed")
         yield sys.stdin.buffer
         return
     try:
