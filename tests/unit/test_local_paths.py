@@ -44,6 +44,7 @@ def closed(run: Run, monkeypatch: pytest.MonkeyPatch) -> str:  # run sets the fo
     Path("closed").mkdir()
     monkeypatch.setattr(os, "stat", _refusing(os.stat, os.path.dirname))
     monkeypatch.setattr(os, "scandir", _refusing(os.scandir, os.path.abspath))
+    monkeypatch.setattr(os, "access", lambda path, *_, **__: "closed" not in str(path))
     monkeypatch.setattr(io, "open", _refusing(open, os.path.dirname))
     return "closed"
 
@@ -137,6 +138,9 @@ def test_a_closed_folder_is_told_and_the_others_are_captioned(run: Run, closed: 
         f"{closed}: invalid_request: Permission denied",
         "1 of 2 failed",
     ]
+    code, out, told = run("caption", closed, "a.png")
+    assert (code, out.partition(":")[0]) == (1, "a.png")
+    assert told.startswith(f"{closed}: invalid_request: Permission denied\n")
 
 
 @pytest.mark.parametrize("command", ["submit", "caption"])

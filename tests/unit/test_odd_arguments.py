@@ -24,6 +24,7 @@ DEEP = "[" * 100_000
         (["events", "list", "--target", "\udcff"], 2, "--target"),
         (["events", "list", "--plugin", "\udcff"], 2, "--plugin"),
         (["worker", "--name", "a b%z"], 2, "CAPTIONER_WORKER__NAME: %z stands for nothing"),
+        (["caption", __file__, "--overwrite"], 2, "--overwrite is of --sidecar"),
         (["submit", "https://h/a.jpg", "--metadata", DEEP], 2, "--metadata must be a JSON object"),
         (["submit", "https://h/a.jpg", "-o", f"num_beams={DEEP}"], 2, "num_beams must be"),
     ],

@@ -57,7 +57,10 @@ def caption(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH...", help="Pictures, folders of them, or videos.", show_default=False
+            metavar="PATH...",
+            help="Pictures, folders of them, or videos.",
+            show_default=False,
+            readable=False,  # typer would refuse all for one that is not
         ),
     ],
     prompt: Prompt = None,
@@ -109,6 +112,8 @@ def caption(
     files = [named for path in paths for named in _pictures(path)]
     if contact_sheet and len(files) != 1:
         raise InvalidRequestError("--contact-sheet is of one video; name one")
+    if overwrite and not sidecar:
+        raise InvalidRequestError("--overwrite is of --sidecar: add that")
     sidecars = Sidecars([file for file, _ in files], overwrite=overwrite) if sidecar else None
     failed = 0
     results: list[dict[str, Any]] = []
