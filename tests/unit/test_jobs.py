@@ -76,6 +76,11 @@ def test_sampling_needs_no_word_about_beams(jobs: Jobs) -> None:
         ("/a.jpg", {"metadata": {"x": float("nan")}}),
         ("/a.jpg", {"metadata": {"x": object()}}),
         ("/a.jpg", {"client_key": ""}),
+        ("/a.jpg", {"client_key": 5}),
+        ("/a.jpg", {"metadata": [1]}),
+        ("/a.jpg", {"options": [1]}),
+        ("/a.jpg", {"options": {1: 2}}),
+        ("/a.jpg", {"lane": "nope"}),
     ],
 )
 def test_a_wrong_request_leaves_no_row(
@@ -92,8 +97,9 @@ def test_unknown_jobs_are_not_pending(jobs: Jobs) -> None:
             call(UNKNOWN)
     with pytest.raises(JobNotFoundError):
         jobs.wait(UNKNOWN, timeout_seconds=5)
-    with pytest.raises(InvalidRequestError, match="not a job id"):
-        jobs.get("17")
+    for wrong in ("17", 17, None, b"17"):
+        with pytest.raises(InvalidRequestError, match="not a job id"):
+            jobs.get(wrong)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_wait_ends_with_the_job_or_with_the_time(jobs: Jobs) -> None:

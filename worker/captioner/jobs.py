@@ -114,7 +114,10 @@ class Jobs(AbstractContextManager["Jobs"]):
         """
         if isinstance(options, GenerationOptions):
             options = options.as_mapping()
-        options = options or {}
+        _check_kind("options", options, Mapping)
+        _check_kind("metadata", metadata, Mapping)
+        _check_kind("client_key", client_key, str)
+        options = {str(name): value for name, value in (options or {}).items()}
         if video is None:
             video = video_from(options, {})
         elif not isinstance(video, VideoOptions):
@@ -128,7 +131,7 @@ class Jobs(AbstractContextManager["Jobs"]):
             video=video,
             client_key=client_key,
             metadata=metadata or {},
-            lane=lane or lane_of(found, video, Lane.INTERACTIVE),
+            lane=lane_of(found, video, Lane.INTERACTIVE) if lane is None else _lane(lane),
             deadline_at=deadline_at,
             webhook_url=webhook_url,
         )
@@ -250,12 +253,25 @@ class Jobs(AbstractContextManager["Jobs"]):
         return self.get(job_id)
 
 
+def _check_kind(name: str, value: object, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        wanted = "a text" if kind is str else "a mapping"
+        raise InvalidRequestError(f"{name} must be {wanted}, not {type(value).__name__}")
+
+
+def _lane(lane: str) -> Lane:
+    try:
+        return Lane(lane)
+    except ValueError:
+        raise InvalidRequestError(f"lane must be {' or '.join(Lane)}") from None
+
+
 def _uuid(job_id: UUID | str) -> UUID:
     if isinstance(job_id, UUID):
         return job_id
     try:
         return UUID(job_id)
-    except ValueError:
+    except (AttributeError, TypeError, ValueError):  # whatever it is
         raise InvalidRequestError(f"{job_id!r} is not a job id; those are UUIDs") from None
 
 

@@ -14,10 +14,11 @@ from queue import Empty
 from typing import Any
 
 from celery.worker import state as worker_state
+from kombu.connection import Connection
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import sqlalchemy as sqlalchemy_transport
 
-from captioner.errors import BrokerUnavailableError
+from captioner.errors import BrokerUnavailableError, SettingsError
 from captioner.lost_connections import PutsAway
 from captioner.open_queues import QueueOrder, open_queues
 from captioner.private_files import make_private_file, make_private_folder
@@ -113,7 +114,11 @@ TRANSPORT_ALIASES["sentinel"] = "captioner.message_guard:SentinelTransport"
 
 
 def broker_options(settings: Settings) -> dict[str, Any]:
-    """Transport options of the broker in use; each transport refuses those of the others."""
+    """Transport options of the broker in use; each transport refuses those of the others.
+
+    Raises:
+        SettingsError: the URL cannot be used with them.
+    """
     broker = settings.broker
     if not settings.broker_url.startswith(("redis", "sentinel")):
         return {}
@@ -134,7 +139,42 @@ def broker_options(settings: Settings) -> dict[str, Any]:
     }
     if settings.broker_url.startswith("sentinel"):
         options["master_name"] = broker.sentinel_master
+    _check_url(settings.broker_url, options)
     return options
+
+
+def _check_url(url: str, options: dict[str, Any]) -> None:
+    """Refuse what kombu or the Redis client would refuse, without connecting.
+
+    They would only when the first message is published, after its job is committed.
+    """
+    for one in url.split(";"):
+        try:
+            connection: Any = Connection(one, transport_options=options)
+            _make_connection(connection.create_transport(), options)
+        except Exception as error:  # noqa: BLE001  # both raise what comes along
+            # Without its text: what seems to be a database may be part of a password.
+            raise SettingsError(f"CAPTIONER_BROKER__URL {_problem(one, error)}") from None
+
+
+def _make_connection(transport: Any, options: dict[str, Any]) -> None:
+    """What a channel does before it connects."""
+    kind = transport.Channel
+    channel = kind.__new__(kind)  # to initialise it is to connect
+    channel.connection = transport
+    for name, value in options.items():
+        setattr(channel, name, value)
+    channel._get_pool().make_connection()  # noqa: SLF001  # kombu has no other way
+
+
+def _problem(url: str, error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return "has an ssl_cert_reqs that is none of required, optional and none"
+    if isinstance(error, ValueError):
+        return "has a database that is no number; it must end as in redis://host:6379/0"
+    if "?" in url:
+        return "has an option behind its ? that the Redis client does not know"
+    return f"cannot be used: {type(error).__name__}"
 
 
 def prepare_embedded_broker(url: str) -> None:

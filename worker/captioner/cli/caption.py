@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,8 @@ import typer
 from rich.markup import escape
 
 from captioner.cli.environment import Device, Dtype, Json, Model, settings_from
-from captioner.cli.items import SUFFIXES
+from captioner.cli.folders import pictures_below
+from captioner.cli.local_paths import Kind, kind_of, one_line, shown
 from captioner.cli.output import (
     alt_text,
     console,
@@ -38,22 +39,28 @@ from captioner.cli.requests import (
     parse_options,
     parse_video,
 )
+from captioner.cli.sidecars import Sidecars
 from captioner.cores import available_cores
 from captioner.domain import Caption, CaptionRequest
-from captioner.errors import InvalidRequestError, JobError
+from captioner.errors import CaptionerError, InvalidRequestError, JobError
 from captioner.logs import configure_logging
 from captioner.settings import MediaSettings, Settings
 from captioner.source import Source
 from captioner.timeline import joint_caption, segments
-from captioner.vtt import web_vtt
 from captioner.words import keywords
+
+#: A file, and why it is not captioned, if that is known already.
+_Named = tuple[Path, JobError | None]
 
 
 def caption(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH...", help="Pictures, folders of them, or videos.", show_default=False
+            metavar="PATH...",
+            help="Pictures, folders of them, or videos.",
+            show_default=False,
+            readable=False,  # typer would refuse all for one that is not
         ),
     ],
     prompt: Prompt = None,
@@ -78,8 +85,13 @@ def caption(
     sidecar: Annotated[
         bool,
         typer.Option(
-            "--sidecar", help="Write each caption beside its picture, as .txt; of videos, .vtt too."
+            "--sidecar",
+            help="Write each caption beside its picture, as .txt; of videos, .vtt too. Of a.png to "
+            "a.txt, or to a.png.txt if there is an a.jpg as well.",
         ),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace .txt and .vtt files that are there.")
     ] = False,
     as_json: Json = False,
     model: Model = None,
@@ -97,9 +109,12 @@ def caption(
             frames=frames, every=every, fps=fps, keyframes=keyframes, at=at, mode=video_mode
         ),
     )
-    files = [file for path in paths for file in _pictures(path)]
+    files = [named for path in paths for named in _pictures(path)]
     if contact_sheet and len(files) != 1:
         raise InvalidRequestError("--contact-sheet is of one video; name one")
+    if overwrite and not sidecar:
+        raise InvalidRequestError("--overwrite is of --sidecar: add that")
+    sidecars = Sidecars([file for file, _ in files], overwrite=overwrite) if sidecar else None
     failed = 0
     results: list[dict[str, Any]] = []
     for file, captions, error in _run(settings, files, template):
@@ -108,8 +123,12 @@ def caption(
             results.append(_entry(file, captions, error))
         else:
             _print(file, captions, error)
-        if sidecar and not error:
-            _write_sidecars(file, captions)
+        if sidecars and not error:
+            try:
+                sidecars.write(file, captions)
+            except CaptionerError as problem:
+                failed += 1
+                remarks.print(escape(str(problem)), soft_wrap=True)
         if contact_sheet and not error:
             contact_sheet.write_bytes(_sheet(settings, file, template, captions))
             remarks.print(f"contact sheet: {escape(str(contact_sheet))}", soft_wrap=True)
@@ -123,20 +142,14 @@ def caption(
 def _print(file: Path, captions: Sequence[Caption], error: JobError | None) -> None:
     if error:
         problem = f"[red]{error.code}[/]: {escape(str(error))}"
-        remarks.print(f"{escape(str(file))}: {problem}", soft_wrap=True)
+        remarks.print(f"{escape(one_line(file))}: {problem}", soft_wrap=True)
         return
-    console.print(f"{escape(str(file))}: {escape(captions[0].text)}", soft_wrap=True)
+    console.print(f"{escape(one_line(file))}: {escape(captions[0].text)}", soft_wrap=True)
     made = captions[0].alt_text
     if made is not None:
         console.print(f"  {alt_text(made)}", soft_wrap=True)
     if segments(captions):
         print_timeline(captions)
-
-
-def _write_sidecars(file: Path, captions: Sequence[Caption]) -> None:
-    file.with_suffix(".txt").write_text(captions[0].text + "\n", encoding="utf-8")
-    if segments(captions):
-        file.with_suffix(".vtt").write_text(web_vtt(captions), encoding="utf-8")
 
 
 def _sheet(
@@ -153,24 +166,19 @@ def _sheet(
 
 def _limits(settings: Settings, files: Sequence[Path]) -> MediaSettings:
     """What the user names on this machine may be read, wherever it is."""
-    folders = tuple({file.resolve().parent for file in files})
+    folders = tuple({Path(os.path.realpath(file)).parent for file in files})
     return settings.media.model_copy(update={"allowed_roots": folders})
 
 
-def _pictures(path: Path) -> list[Path]:
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        if not found:
-            raise typer.BadParameter(f"{path} holds no pictures")
-        return found
-    if not path.exists():
-        # Somebody may have typed a URL, with credentials in it.
-        raise typer.BadParameter(f"{Source(str(path)).display}: no such file")
-    return [path]
+def _pictures(path: Path) -> Iterable[_Named]:
+    kind = kind_of(path)
+    if kind is Kind.NOTHING:
+        raise InvalidRequestError(f"{shown(path)}: no such file")
+    return [(path, None)] if kind is Kind.FILE else pictures_below(path)
 
 
 def _run(
-    settings: Settings, files: Sequence[Path], template: CaptionRequest
+    settings: Settings, files: Sequence[_Named], template: CaptionRequest
 ) -> Iterator[tuple[Path, Sequence[Caption], JobError | None]]:
     """Caption the files as `template` says, in shared batches, and yield them in their order."""
     # Here, because the other commands run where the extra `worker` is not installed.
@@ -179,7 +187,7 @@ def _run(
     from captioner.pipeline import Pipeline
     from captioner.sampling import InlineSampler, open_plugins
 
-    limits = _limits(settings, files)
+    limits = _limits(settings, [file for file, _ in files])
     with remarks.status("loading the model"):
         engine = InlineEngine(lambda: load_model(settings), settings.engine.max_batch)
         engine.start()
@@ -187,9 +195,13 @@ def _run(
         plugins = open_plugins(settings.plugins, limits)
         pipeline = Pipeline(engine, InlineSampler(plugins, limits), limits, plugins=plugins)
 
-        def run(file: Path) -> tuple[Path, Sequence[Caption], JobError | None]:
-            request = replace(template, id=uuid4(), source=Source(str(file.absolute())))
+        def run(named: _Named) -> tuple[Path, Sequence[Caption], JobError | None]:
+            file, problem = named
             try:
+                if problem:
+                    raise problem
+                # Not every name can be a source's: of bytes that are no UTF-8, or with a line end.
+                request = replace(template, id=uuid4(), source=Source(str(file.absolute())))
                 return file, pipeline.caption(request).captions, None
             except JobError as error:
                 return file, (), error

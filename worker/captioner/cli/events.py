@@ -14,12 +14,14 @@ from rich.table import Table
 from captioner.cli.environment import Broker, Database, Json, settings_from
 from captioner.cli.output import console, print_json, remarks
 from captioner.deliveries import Attempt, Delivery
-from captioner.errors import InvalidRequestError
+from captioner.errors import DeliveryNotFoundError, EventNotFoundError, InvalidRequestError
 from captioner.events import DeliveryState
 from captioner.plugins import load_plugins
 from captioner.settings import Settings
 from captioner.store import Store, open_store
 
+#: Ids are from 1 to this; no database can be asked for others.
+MAX_ID = 2**63 - 1
 #: Of `redeliver --dead`, in one transaction.
 REDELIVER_BATCH = 500
 STYLES = {
@@ -32,8 +34,22 @@ app = typer.Typer(
     help="Events on their way to plugins and webhooks.", no_args_is_help=True, rich_markup_mode=None
 )
 
-Plugin = Annotated[str | None, typer.Option("--plugin", help="Only those of this plugin.")]
-Target = Annotated[str | None, typer.Option("--target", help="Only those to this target.")]
+
+def _text(value: str | None) -> str | None:
+    """What a database can be asked for, which bytes that are no text are not."""
+    try:
+        _ = (value or "").encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter("it must be text in UTF-8") from None
+    return value
+
+
+Plugin = Annotated[
+    str | None, typer.Option("--plugin", callback=_text, help="Only those of this plugin.")
+]
+Target = Annotated[
+    str | None, typer.Option("--target", callback=_text, help="Only those to this target.")
+]
 
 
 @contextmanager
@@ -52,7 +68,15 @@ def list_deliveries(
     target: Target = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 20,
     before: Annotated[
-        int | None, typer.Option("--before", metavar="ID", help="Only those before this one.")
+        int | None,
+        typer.Option(
+            "--before",
+            metavar="ID",
+            min=0,
+            max=MAX_ID,
+            clamp=True,
+            help="Only those before this one.",
+        ),
     ] = None,
     *,
     as_json: Json = False,
@@ -86,6 +110,8 @@ def show(
     database: Database = None,
 ) -> None:
     """Show a delivery and each of its attempts."""
+    if not _may_be(delivery_id):
+        raise DeliveryNotFoundError(delivery_id)
     with _opened(database) as (store, _):
         delivery, attempts = store.get_delivery(delivery_id)
     if as_json:
@@ -129,9 +155,9 @@ def redeliver(
         if dead:
             again = _redeliver_dead(store, plugin, target)
         elif event:
-            again = {one for event_id in event for one in store.redeliver_event(event_id)}
+            again = {one for event_id in event for one in _redeliver_event(store, event_id)}
         else:
-            again = store.redeliver(ids or ())
+            again = store.redeliver(list(filter(_may_be, ids or ())))
         _look_now(settings)
     left = sorted(set(ids or ()) - again)
     if as_json:
@@ -144,6 +170,10 @@ def redeliver(
         raise typer.Exit(1)
 
 
+def _may_be(number: int) -> bool:
+    return 0 < number <= MAX_ID
+
+
 def _check_plugin(store: Store, settings: Settings, name: str) -> None:
     """Refuse what is a typing error: the name of no plugin that is here or ever had a delivery."""
     if store.list_deliveries(plugin=name, limit=1):
@@ -153,6 +183,12 @@ def _check_plugin(store: Store, settings: Settings, name: str) -> None:
         raise InvalidRequestError(
             f"--plugin {name!r}: no plugin has this name; there are {', '.join(known)}"
         )
+
+
+def _redeliver_event(store: Store, event_id: int) -> set[int]:
+    if not _may_be(event_id):
+        raise EventNotFoundError(event_id)
+    return store.redeliver_event(event_id)
 
 
 def _redeliver_dead(store: Store, plugin: str | None, target: str | None) -> set[int]:

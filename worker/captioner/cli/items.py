@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from captioner.cli.folders import pictures_below
+from captioner.cli.local_paths import one_line, why
 from captioner.cli.requests import parse_source
 from captioner.domain import CaptionRequest, Lane
 from captioner.errors import InvalidRequestError
@@ -25,8 +26,6 @@ from captioner.video_options import VideoOptions
 
 #: A longer line is refused; an inline picture of 256 KiB fits.
 MAX_LINE_BYTES = 2**20
-#: How a picture's file is told from others, before anything has opened it.
-SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 #: Where an item stands, for people, and its request or why it has none.
 Item = tuple[str, CaptionRequest | InvalidRequestError]
@@ -69,10 +68,13 @@ def items_of_file(
 
 def count_lines(name: str) -> int | None:
     """How many lines a file has; None when that cannot be known beforehand."""
-    if not Path(name).is_file():
+    try:
+        if not Path(name).is_file():
+            return None
+        with Path(name).open("rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+    except OSError:  # who reads the items says why
         return None
-    with Path(name).open("rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
 
 
 def items_of_folder(
@@ -83,32 +85,31 @@ def items_of_folder(
     metadata: Mapping[str, Any],
     webhook_url: str | None = None,
 ) -> Iterator[Item]:
-    """The pictures below a folder, told by their suffixes, in the order of their names.
+    """The pictures below a folder, in the order of their names, and folders that cannot be read.
 
     Each has a client key that stands for the file as it is, and for the options: submitted again,
     only what is new, changed or to be captioned otherwise makes a job.
     """
-    for parent, folders, files in os.walk(folder.absolute()):
-        folders.sort()
-        for name in sorted(files):
-            path = Path(parent, name)
-            if path.suffix.lower() not in SUFFIXES:
-                continue
-            try:
-                request = CaptionRequest(
-                    source=Source(str(path)),
-                    options=options,
-                    alt_text=alt_text,
-                    video=video,
-                    metadata=metadata,
-                    webhook_url=webhook_url,
-                    lane=Lane.BULK,
-                    client_key=_client_key(path, options_mapping(options, alt_text, video)),
-                )
-            except (InvalidRequestError, OSError) as error:
-                yield str(path), InvalidRequestError(str(error))
-            else:
-                yield str(path), request
+    for path, problem in pictures_below(folder.absolute()):
+        try:
+            if problem:
+                raise problem
+            request = CaptionRequest(
+                source=Source(str(path)),
+                options=options,
+                alt_text=alt_text,
+                video=video,
+                metadata=metadata,
+                webhook_url=webhook_url,
+                lane=Lane.BULK,
+                client_key=_client_key(path, options_mapping(options, alt_text, video)),
+            )
+        except InvalidRequestError as error:
+            yield one_line(path), error
+        except OSError as error:
+            yield one_line(path), InvalidRequestError(why(error))
+        else:
+            yield str(path), request
 
 
 def _client_key(path: Path, options: Mapping[str, Any]) -> str:
@@ -120,6 +121,8 @@ def _client_key(path: Path, options: Mapping[str, Any]) -> str:
 @contextlib.contextmanager
 def _opened(name: str) -> Iterator[IO[bytes]]:
     if name == "-":
+        if not sys.stdin:
+            raise InvalidRequestError("--from -: standard input is closed")
         yield sys.stdin.buffer
         return
     try:

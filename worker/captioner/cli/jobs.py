@@ -13,7 +13,9 @@ from rich.markup import escape
 
 from captioner.cli.bulk import report, submit_items
 from captioner.cli.environment import Broker, Database, Json, settings_from
+from captioner.cli.folders import pictures_below
 from captioner.cli.items import Item, count_lines, items_of_file, items_of_folder
+from captioner.cli.local_paths import is_folder
 from captioner.cli.output import (
     FrameBars,
     print_job,
@@ -116,10 +118,8 @@ def submit(
     sources = sources or []
     if bool(sources) == bool(from_file):
         raise typer.BadParameter("Missing argument: give either sources or --from FILE")
-    folders = [Path(text).is_dir() for text in sources]
-    if any(folders) and not all(folders):
-        raise InvalidRequestError("give files or folders, not both")
-    if client_key and (len(sources) != 1 or any(folders)):
+    folders = _are_folders(sources)
+    if client_key and (len(sources) != 1 or folders):
         raise InvalidRequestError("--client-key names one job; give one source with it")
     with _connect(database, broker) as jobs:
         options = parse_options(prompt, option, jobs.settings.generation)
@@ -128,7 +128,7 @@ def submit(
             frames=frames, every=every, fps=fps, keyframes=keyframes, at=at, mode=video_mode
         )
         echoed = parse_metadata(metadata)
-        if from_file or any(folders):
+        if from_file or folders:
             if from_file:
                 items = items_of_file(
                     from_file, options_mapping(options, alt_text, video), echoed, webhook_url
@@ -169,6 +169,18 @@ def submit(
         else:
             for job in submitted:
                 typer.echo(f"{job.id}  {job.state}  {job.source.display}")
+
+
+def _are_folders(sources: Sequence[str]) -> bool:
+    """Whether all are folders, with pictures; refused is what one would have to guess about."""
+    folders = [is_folder(text) for text in sources]
+    if not any(folders):
+        return False
+    if not all(folders):
+        raise InvalidRequestError("give files or folders, not both")
+    for text in sources:
+        next(pictures_below(Path(text)))  # raises where there is none
+    return True
 
 
 def _submit_bulk(

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the work failed, 2 the command or a setting is wrong.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from captioner.cli import (
     webhooks,
     worker,
 )
+from captioner.cli.encodings import escape_what_cannot_be_encoded
+from captioner.cli.local_paths import one_line, why
 from captioner.errors import CaptionerError, InvalidRequestError, SettingsError
 
 #: A command that cannot be understood. Typer has its own copy of click's classes and exports only
@@ -37,6 +40,9 @@ WORKER_MODULES = frozenset(
 )
 #: Which extra brings what.
 EXTRAS = dict.fromkeys(WORKER_MODULES, "worker") | {"cryptography": "webhooks"}
+
+#: What a shell reports of a program that a broken pipe ended.
+BROKEN_PIPE = 141
 
 app = typer.Typer(
     name="captioner",
@@ -84,8 +90,10 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
+    escape_what_cannot_be_encoded()
     try:
         code = app(args=arguments, standalone_mode=False)
+        _flush()
     except UsageError as error:
         where = error.ctx.command_path if error.ctx else "captioner"
         problem = error.format_message().replace("Value error, ", "")
@@ -100,14 +108,40 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(f"this needs {error.name}; run: pip install 'captioner[{EXTRAS[error.name]}]'", 2)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
-    except BrokenPipeError:
-        # The reader of a pipe went away, as `head` does; Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except (OSError, SystemExit) as error:
+        _end_of_output(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _end_of_output(error: OSError | SystemExit) -> NoReturn:
+    """End as what could not be written demands; raises again what is something else."""
+    # Where the reader of a pipe went away, as `head` does, click and rich exit with 1.
+    if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+        _drop_output()
+        sys.exit(BROKEN_PIPE)
+    if isinstance(error, OSError) and error.filename is not None:
+        _fail(f"{one_line(os.fsdecode(error.filename))}: {why(error)}", 1)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        _fail(f"the output cannot be written: {why(error)}", 1)
+    raise error
+
+
+def _flush() -> None:
+    if sys.stdout:  # None where the shell closed it
+        sys.stdout.flush()
+
+
+def _drop_output() -> None:
+    """Let nothing be written at exit, where Python would complain once more."""
+    if sys.__stdout__:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.write(f"captioner: {message}\n")
+    try:
+        _flush()
+    except OSError:
+        _drop_output()
+    if sys.stderr:
+        sys.stderr.write(f"captioner: {message}\n")
     sys.exit(code)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from captioner.cli.local_paths import Kind, is_file, kind_of
 from captioner.errors import InvalidRequestError
 from captioner.options import AltTextOptions, GenerationOptions
 from captioner.request_json import options_from
@@ -136,7 +137,7 @@ def _given(options: Sequence[str]) -> dict[str, Any]:
             raise InvalidRequestError(f"--option {text!r} must have the form NAME=VALUE")
         try:
             given[name.strip()] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):  # text, such as a prompt that begins with [
             given[name.strip()] = value
     return given
 
@@ -151,7 +152,7 @@ def parse_metadata(text: str | None) -> Mapping[str, Any]:
         return {}
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise InvalidRequestError("--metadata must be a JSON object, such as '{\"asset\": 17}'")
@@ -161,15 +162,32 @@ def parse_metadata(text: str | None) -> Mapping[str, Any]:
 def parse_source(text: str) -> Source:
     """A URL as it is; anything else as a local file, which must exist.
 
+    A file may be called as a URL of a plugin's scheme could be, `scan:1.png`; if it is there, it
+    is meant.
+
     Raises:
-        InvalidRequestError: there is no such file, or it is a folder.
+        InvalidRequestError: there is no such file, it is a folder, or nobody may look.
     """
     source = Source(text)
-    if source.scheme != "file" or text[:5].lower() == "file:":
+    if source.scheme in ("data", "http", "https") or text[:5].lower() == "file:":
         return source
-    path = Path(text).expanduser()
-    if path.is_dir():
+    if source.scheme != "file" and ("://" in text or not is_file(text)):
+        return source
+    path = _named(text)
+    kind = kind_of(path)
+    if kind is Kind.FOLDER:
         raise InvalidRequestError(f"{source.display} is a folder")
-    if not path.exists():
+    if kind is Kind.NOTHING:
         raise InvalidRequestError(f"{source.display}: no such file")
     return Source(str(path.absolute()))
+
+
+def _named(text: str) -> Path:
+    """The path; `~` is the home of somebody, unless a file is called so."""
+    path = Path(text)
+    if not text.startswith("~") or kind_of(path) is not Kind.NOTHING:
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:  # nobody of this name has a home
+        return path

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
 
 from captioner.cli.environment import Broker, Database, Device, Dtype, Model, settings_from
+from captioner.errors import SettingsError
 
 
 def worker(
@@ -65,6 +67,18 @@ def worker(
         worker__queues=queues,
         log__level=log_level,
     )
-    from captioner.celery import run_worker  # Celery: only where a worker is wanted
+    _check_name(settings.worker.name)
+    from captioner.celery import create_app, run_worker  # Celery: only where a worker is wanted
 
+    create_app(settings).close()  # what is wrong with the broker's URL Celery says with code 1
     raise typer.Exit(run_worker(settings))
+
+
+def _check_name(name: str) -> None:
+    """Refuse what Celery would fill in, and cannot."""
+    unknown = set(re.findall(r"%([%\w])", name)) - set("hndiI%")
+    if unknown:
+        raise SettingsError(
+            f"CAPTIONER_WORKER__NAME: %{min(unknown)} stands for nothing; "
+            "%h is the host, and %% a percent sign"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -35,6 +36,9 @@ _FINAL = {
 #: Folders that are known at once: each keeps a descriptor.
 MOST_FOLDERS = 32
 _LOCAL_HOSTS = ("", "localhost")
+#: Also what percent-encoding hid from Source: NUL, line ends that would forge log lines, and half
+#: characters. Spaces and joiners that are not printable are in ordinary names, as of screenshots.
+_REFUSED = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def open_file(source: Source, folder: Path, limits: MediaSettings) -> Media:  # noqa: ARG001 (an opener's signature)
@@ -145,9 +149,8 @@ def _requested_path(source: Source) -> str:
         if parts.query or parts.fragment:
             raise InvalidRequestError("in a file: URL write ? as %3F and # as %23")
     path = source.path
-    if not path.isprintable():
-        # Also what percent-encoding hid from Source: NUL, and line ends that would forge log lines.
-        raise InvalidRequestError("a path must consist of printable characters")
+    if not path.isprintable() and _REFUSED.search(path):
+        raise InvalidRequestError("a path must not contain control characters")
     if not path.startswith("/"):
         raise InvalidRequestError(
             f"{source.display!r} is a relative path; give an absolute path, a URL, or a data: URL"
