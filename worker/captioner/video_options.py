@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 from captioner.errors import InvalidRequestError
+from captioner.given import as_real, shown
 
 Strategy = Literal["uniform", "interval", "fps", "keyframes", "timestamps"]
 Mode = Literal["per_frame", "joint", "both"]
@@ -51,7 +52,7 @@ class VideoOptions:
             if value not in allowed:
                 raise InvalidRequestError(
                     f"video.{name} must be {', '.join(allowed[:-1])} or {allowed[-1]}, "
-                    f"not {value!r}"
+                    f"not {shown(value)}"
                 )
         self._check_frames()
         self._check_real("interval_seconds", math.inf)
@@ -64,30 +65,35 @@ class VideoOptions:
         if value is None:
             return
         if isinstance(value, bool) or not isinstance(value, int):
-            raise InvalidRequestError(f"video.frames must be a whole number, not {value!r}")
+            raise InvalidRequestError(f"video.frames must be a whole number, not {shown(value)}")
         if not 1 <= value <= MAX_FRAMES:
-            raise InvalidRequestError(f"video.frames must be from 1 to {MAX_FRAMES}, not {value}")
+            raise InvalidRequestError(
+                f"video.frames must be from 1 to {MAX_FRAMES}, not {shown(value)}"
+            )
 
     def _check_real(self, name: str, greatest: float) -> None:
         value = getattr(self, name)
         if value is None:
             return
-        if not _is_number(value):
-            raise InvalidRequestError(f"video.{name} must be a number, not {value!r}")
-        if value <= 0 or value > greatest:
+        real = as_real(value)
+        if real is None:
+            raise InvalidRequestError(f"video.{name} must be a number, not {shown(value)}")
+        if real <= 0 or real > greatest:
             most = f" and at most {greatest:g}" if math.isfinite(greatest) else ""
-            raise InvalidRequestError(f"video.{name} must be above 0{most}, not {value}")
-        object.__setattr__(self, name, float(value))
+            raise InvalidRequestError(f"video.{name} must be above 0{most}, not {real:g}")
+        object.__setattr__(self, name, real)
 
     def _check_timestamps(self) -> None:
-        times = self.timestamps
-        if not isinstance(times, list | tuple) or not all(map(_is_number, times)):
+        if not isinstance(self.timestamps, list | tuple):
+            raise InvalidRequestError("video.timestamps must be a list of seconds")
+        times = [time for time in map(as_real, self.timestamps) if time is not None]
+        if len(times) < len(self.timestamps):
             raise InvalidRequestError("video.timestamps must be a list of seconds")
         if len(times) > MAX_FRAMES or any(time < 0 for time in times):
             raise InvalidRequestError(
                 f"video.timestamps must be at most {MAX_FRAMES} times from 0 on"
             )
-        object.__setattr__(self, "timestamps", tuple(sorted({float(time) for time in times})))
+        object.__setattr__(self, "timestamps", tuple(sorted(set(times))))
 
     def _check_combinations(self) -> None:
         for name, strategy in _OWNERS.items():
@@ -126,7 +132,3 @@ class VideoOptions:
         if self.timestamps:
             asked["timestamps"] = list(self.timestamps)
         return asked
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

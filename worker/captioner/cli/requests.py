@@ -136,7 +136,7 @@ def _given(options: Sequence[str]) -> dict[str, Any]:
             raise InvalidRequestError(f"--option {text!r} must have the form NAME=VALUE")
         try:
             given[name.strip()] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             given[name.strip()] = value
     return given
 
@@ -151,7 +151,7 @@ def parse_metadata(text: str | None) -> Mapping[str, Any]:
         return {}
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise InvalidRequestError("--metadata must be a JSON object, such as '{\"asset\": 17}'")
@@ -167,9 +167,15 @@ def parse_source(text: str) -> Source:
     source = Source(text)
     if source.scheme != "file" or text[:5].lower() == "file:":
         return source
-    path = Path(text).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(text).expanduser()
+        folder, found = path.is_dir(), path.exists()
+    except RuntimeError:  # ~name, and nobody has this name
+        folder, found = False, False
+    except OSError as error:  # its name is too long, or a folder above may not be entered
+        raise InvalidRequestError(f"{source.display}: {error.strerror}") from None
+    if folder:
         raise InvalidRequestError(f"{source.display} is a folder")
-    if not path.exists():
+    if not found:
         raise InvalidRequestError(f"{source.display}: no such file")
     return Source(str(path.absolute()))
