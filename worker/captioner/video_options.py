@@ -16,7 +16,10 @@ Mode = Literal["per_frame", "joint", "both"]
 
 #: Frames of a request that asks for a number of them, and times it may name.
 MAX_FRAMES = 512
-MAX_FPS = 240.0
+#: From least to most. Times that lie nearer together than a thousandth of a second are the same to
+#: whoever samples; a frame in a million seconds is the first one, of any video.
+INTERVALS = (1e-3, math.inf)
+FPS = (1e-6, 240.0)
 
 #: Which value belongs to which strategy, and to no other.
 _OWNERS = {"interval_seconds": "interval", "fps": "fps", "timestamps": "timestamps"}
@@ -55,8 +58,8 @@ class VideoOptions:
                     f"not {shown(value)}"
                 )
         self._check_frames()
-        self._check_real("interval_seconds", math.inf)
-        self._check_real("fps", MAX_FPS)
+        self._check_real("interval_seconds", *INTERVALS)
+        self._check_real("fps", *FPS)
         self._check_timestamps()
         self._check_combinations()
 
@@ -71,16 +74,16 @@ class VideoOptions:
                 f"video.frames must be from 1 to {MAX_FRAMES}, not {shown(value)}"
             )
 
-    def _check_real(self, name: str, greatest: float) -> None:
+    def _check_real(self, name: str, least: float, most: float) -> None:
         value = getattr(self, name)
         if value is None:
             return
         real = as_real(value)
         if real is None:
             raise InvalidRequestError(f"video.{name} must be a number, not {shown(value)}")
-        if real <= 0 or real > greatest:
-            most = f" and at most {greatest:g}" if math.isfinite(greatest) else ""
-            raise InvalidRequestError(f"video.{name} must be above 0{most}, not {real:g}")
+        if not least <= real <= most:
+            to = f" and at most {most:g}" if math.isfinite(most) else ""
+            raise InvalidRequestError(f"video.{name} must be at least {least:g}{to}, not {real:g}")
         object.__setattr__(self, name, real)
 
     def _check_timestamps(self) -> None:
