@@ -11,13 +11,13 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 import typer
-from rich.markup import escape
 
 from captioner.cli.environment import Device, Dtype, Json, Model, settings_from
 from captioner.cli.items import SUFFIXES
 from captioner.cli.output import (
     alt_text,
     console,
+    plain,
     print_json,
     print_timeline,
     progress_bar,
@@ -112,7 +112,7 @@ def caption(
             _write_sidecars(file, captions)
         if contact_sheet and not error:
             contact_sheet.write_bytes(_sheet(settings, file, template, captions))
-            remarks.print(f"contact sheet: {escape(str(contact_sheet))}", soft_wrap=True)
+            remarks.print(f"contact sheet: {plain(str(contact_sheet))}", soft_wrap=True)
     if as_json:
         print_json(results)
     if failed:
@@ -122,10 +122,10 @@ def caption(
 
 def _print(file: Path, captions: Sequence[Caption], error: JobError | None) -> None:
     if error:
-        problem = f"[red]{error.code}[/]: {escape(str(error))}"
-        remarks.print(f"{escape(str(file))}: {problem}", soft_wrap=True)
+        problem = f"[red]{error.code}[/]: {plain(str(error))}"
+        remarks.print(f"{plain(str(file))}: {problem}", soft_wrap=True)
         return
-    console.print(f"{escape(str(file))}: {escape(captions[0].text)}", soft_wrap=True)
+    console.print(f"{plain(str(file))}: {plain(captions[0].text)}", soft_wrap=True)
     made = captions[0].alt_text
     if made is not None:
         console.print(f"  {alt_text(made)}", soft_wrap=True)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from captioner.cli.bulk import report, submit_items
 from captioner.cli.environment import Broker, Database, Json, settings_from
 from captioner.cli.items import Item, count_lines, items_of_file, items_of_folder
 from captioner.cli.output import (
     FrameBars,
+    plain,
     print_job,
     print_jobs,
     print_json,
@@ -218,7 +218,7 @@ def status(
         settings = jobs.settings
     if contact_sheet:
         contact_sheet.write_bytes(job_sheet(found[0], settings))
-        remarks.print(f"contact sheet: {escape(str(contact_sheet))}", soft_wrap=True)
+        remarks.print(f"contact sheet: {plain(str(contact_sheet))}", soft_wrap=True)
     if vtt:
         typer.echo(web_vtt(_require_video(found[0]).captions), nl=False)
         return

@@ -26,6 +26,7 @@ from captioner.cli import (
     worker,
 )
 from captioner.errors import CaptionerError, InvalidRequestError, SettingsError
+from captioner.redaction import printable_lines
 
 #: A command that cannot be understood. Typer has its own copy of click's classes and exports only
 #: this one's heir.
@@ -109,5 +110,5 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _fail(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
-    sys.stderr.write(f"captioner: {message}\n")
+    sys.stderr.write(f"captioner: {printable_lines(message)}\n")
     sys.exit(code)
