@@ -151,6 +151,24 @@ def tiff(
     return head + strip + padding + count + entries + b"\0\0\0\0" + overflow
 
 
+def empty_scans(count: int, side: int = 16) -> bytes:
+    """A progressive JPEG whose scans say nothing, each at the cost of the whole picture."""
+
+    def segment(marker: int, body: bytes) -> bytes:
+        return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+    # Runs of 32,767 blocks in which nothing ends, until there are blocks enough.
+    runs = -(-(((side + 7) // 8) ** 2) // 32_767)
+    bits = ("0" + "1" * 14) * runs
+    bits += "1" * (-len(bits) % 8)
+    coded = bytes(int(bits[at : at + 8], 2) for at in range(0, len(bits), 8))
+    start = b"\xff\xd8" + segment(0xDB, b"\0" + b"\1" * 64)
+    start += segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
+    start += segment(0xC4, b"\x10\1" + bytes(15) + b"\xe0")
+    scan = segment(0xDA, b"\1\1\0\1\x3f\0") + coded.replace(b"\xff", b"\xff\0")
+    return start + scan * count + b"\xff\xd9"
+
+
 def gif(
     screen: tuple[int, int], frame: tuple[int, int, int, int], extensions: bytes = b""
 ) -> bytes:
@@ -414,6 +432,7 @@ def _damaged() -> Iterator[BadFile]:
     flipped = bytearray(encode(image, "PNG"))
     flipped[len(flipped) // 2] ^= 0xFF
     yield BadFile("damaged.png", bytes(flipped), ErrorCode.DECODE_FAILED)
+    yield BadFile("scans.jpg", empty_scans(101), ErrorCode.DECODE_FAILED)
     text = zlib.compress(b"x" * 8_000_000)
     yield BadFile(
         "text-bomb.png",

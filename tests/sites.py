@@ -17,6 +17,8 @@ from urllib.parse import unquote
 from pictures import jpeg
 
 PHOTO = jpeg()
+#: More than any allowance there is.
+MUCH = PHOTO * (4 * 2**20 // len(PHOTO))
 
 
 class Site(http.server.BaseHTTPRequestHandler):
@@ -55,6 +57,22 @@ class Site(http.server.BaseHTTPRequestHandler):
         chunks = [PHOTO[at : at + 100] for at in range(0, len(PHOTO), 100)]
         body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
         self.answer(200, ("Transfer-Encoding", "chunked"), body=body)
+
+    def send_chunks(self) -> None:
+        """`MUCH` in chunks of so many bytes; of 0, one of a byte after the other without end."""
+        self.protocol_version = "HTTP/1.1"
+        self.answer(200, ("Transfer-Encoding", "chunked"))
+        size = int(self.path.split("/")[2])
+        while not size:
+            self.wfile.write(b"1\r\nx\r\n" * 1000)
+        parts = [MUCH[at : at + size] for at in range(0, len(MUCH), size)]
+        self.wfile.write(b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts))
+        self.wfile.write(b"0\r\n\r\n")
+
+    def send_bytewise(self) -> None:
+        self.protocol_version = "HTTP/1.1"
+        body = b"".join(b"1\r\n%c\r\n" % byte for byte in PHOTO)
+        self.answer(200, ("Transfer-Encoding", "chunked"), body=body + b"0\r\n\r\n")
 
     def send_claims_too_much(self) -> None:
         self.answer(200, ("Content-Length", str(10**12)), body=b"x")

@@ -22,7 +22,7 @@ def count_times(options: VideoOptions, duration_seconds: float) -> int:
             return len(options.timestamps)
         case "keyframes":
             return 0
-    steps = max(1, math.ceil(duration_seconds / _step(options)))
+    steps = _count_steps(_step(options), duration_seconds)
     return min(steps, options.frames or steps)
 
 
@@ -45,7 +45,10 @@ def plan_times(
         case "keyframes":
             times = spread(list(keyframes), options.frames)
         case _:
-            times = spread(_every(_step(options), duration_seconds), options.frames)
+            # No list of all steps is made: short ones are many more than the frames.
+            step = _step(options)
+            steps = range(_count_steps(step, duration_seconds))
+            times = [number * step for number in spread(steps, options.frames)]
     return list(dict.fromkeys(times))
 
 
@@ -81,7 +84,6 @@ def _step(options: VideoOptions) -> float:
     return options.interval_seconds or 1 / (options.fps or 1)
 
 
-def _every(step_seconds: float, duration_seconds: float) -> list[float]:
-    """0, one step, two steps, … before the end."""
-    count = max(1, math.ceil(duration_seconds / step_seconds))
-    return [number * step_seconds for number in range(count)]
+def _count_steps(step_seconds: float, duration_seconds: float) -> int:
+    """How many there are of 0, one step, two steps, … before the end."""
+    return max(1, math.ceil(duration_seconds / step_seconds))

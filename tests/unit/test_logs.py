@@ -46,6 +46,34 @@ def test_json_is_one_object_a_line_even_with_a_traceback() -> None:
     assert "ValueError" in entry["exception"]
 
 
+def test_what_strangers_wrote_forges_no_line_and_steers_no_terminal() -> None:
+    hostile = "a\x1b[2Jb\n2026-01-02 03:04:05 ERROR forged\x9b31m"
+
+    def fail() -> None:
+        raise ValueError(hostile)
+
+    stream = io.StringIO()
+    configure_logging(LogSettings(), stream)
+    try:
+        fail()
+    except ValueError:
+        logging.getLogger("captioner.x").exception("no %s", hostile, extra={"name_": hostile})
+    line, *traceback = stream.getvalue().splitlines()
+    assert line.isprintable()
+    assert "no a�[2Jb 2026-01-02 03:04:05 ERROR forged�31m  name_=a�[2Jb�2026" in line
+    assert traceback[0] == "Traceback (most recent call last):"
+    assert all(map(str.isprintable, traceback))
+
+
+def test_json_steers_no_terminal_either() -> None:
+    stream = io.StringIO()
+    configure_logging(LogSettings(format="json"), stream)
+    logging.getLogger("captioner.x").info("a\x1b\x7f\x9b31m")
+    (line,) = stream.getvalue().splitlines()
+    assert line.isprintable()
+    assert json.loads(line)["message"] == "a\x1b\x7f\x9b31m"
+
+
 def test_the_level_is_kept() -> None:
     stream = io.StringIO()
     configure_logging(LogSettings(level="WARNING"), stream)

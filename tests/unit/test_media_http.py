@@ -18,7 +18,7 @@ from captioner.media.lookups import resolve_host
 from captioner.media.network import Deadline, DeadlineBackend
 from captioner.settings import MediaSettings
 from captioner.source import Source
-from sites import PHOTO, Server, running_site
+from sites import MUCH, PHOTO, Server, running_site
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +58,7 @@ def failure(uri: str, folder: Path, limits: MediaSettings = LIMITS) -> JobError:
         "photo?token=abc#part",
         "no-length",
         "chunked",
+        "bytewise",
         "many-hints",
         "identity",
         "hops/1",
@@ -167,14 +168,29 @@ def test_the_deadline_is_for_the_whole_download(server: Server, tmp_path: Path, 
     assert "CAPTIONER_MEDIA__FETCH_TIMEOUT_SECONDS" in error.message
 
 
-def test_bytes_that_are_no_part_of_the_body_are_limited_too(server: Server, tmp_path: Path) -> None:
-    limits = LIMITS.model_copy(update={"max_video_bytes": 100_000, "fetch_timeout_seconds": 60})
-    started = time.monotonic()
+@pytest.mark.parametrize("path", ["framed", "chunks/0", "chunks/16"])
+def test_a_body_is_content_rather_than_frames(server: Server, tmp_path: Path, path: str) -> None:
+    """Each chunk costs time: a body of tiny ones must not keep a worker busy until the deadline."""
+    limits = LIMITS.model_copy(update={"max_image_bytes": 10**8, "fetch_timeout_seconds": 60})
+    started = time.thread_time()
 
-    error = failure(f"{server.url}/framed", tmp_path, limits)
+    error = failure(f"{server.url}/{path}", tmp_path, limits)
 
-    assert time.monotonic() - started < 20
-    assert (error.code, error.retryable) == (ErrorCode.FETCH_FAILED, True)
+    assert time.thread_time() - started < 2
+    assert (error.code, error.retryable) == (ErrorCode.FETCH_FAILED, False)
+    assert "chunks of too few bytes" in error.message
+    assert tmp_path.joinpath("download").stat().st_size < 500_000
+
+
+@pytest.mark.parametrize("size", [100, 512, 1024, 65_536])
+def test_chunks_that_servers_do_send_are_all_taken(
+    server: Server, tmp_path: Path, size: int
+) -> None:
+    limits = LIMITS.model_copy(update={"max_image_bytes": 10**8, "fetch_timeout_seconds": 60})
+
+    media = open_source(Source(f"{server.url}/chunks/{size}"), tmp_path, limits)
+
+    assert media.path.read_bytes() == MUCH
 
 
 def test_what_goes_beyond_the_announced_length_is_not_taken(server: Server, tmp_path: Path) -> None:

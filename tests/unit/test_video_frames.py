@@ -426,7 +426,7 @@ def test_without_pyav_a_video_says_what_to_install(
         ({"max_video_frames": 7}, {}, ErrorCode.VIDEO_TOO_LONG, "MAX_VIDEO_FRAMES"),
         (
             {},
-            {"strategy": "interval", "interval_seconds": 1e-9},
+            {"strategy": "interval", "interval_seconds": 1e-3},
             ErrorCode.VIDEO_TOO_LONG,
             "MAX_VIDEO_FRAMES",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner import VideoOptions
+from captioner.video_options import FPS, INTERVALS
 from captioner_video.strategies import count_times, plan_times, spread, still_to_do
 
 durations = st.floats(0.04, 20_000)
@@ -50,9 +52,41 @@ def test_frames_a_second_are_intervals() -> None:
     assert count_times(options, 3600) == 14_400
 
 
-def test_a_count_of_billions_is_known_without_making_them() -> None:
-    options = VideoOptions(strategy="interval", interval_seconds=1e-9)
-    assert count_times(options, 14_400) == pytest.approx(1.44e13)
+def test_a_count_of_millions_is_known_without_making_them() -> None:
+    options = VideoOptions(strategy="interval", interval_seconds=1e-3)
+    assert count_times(options, 14_400) == 14_400_000
+
+
+def test_nor_are_they_made_where_a_few_of_them_are_taken() -> None:
+    options = VideoOptions(strategy="interval", interval_seconds=1e-3, frames=5)
+    tracemalloc.start()
+    try:
+        times = plan_times(options, 14_400)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert times == pytest.approx([1_440, 4_320, 7_200, 10_080, 12_960])
+    assert most_bytes < 100_000
+
+
+@given(
+    duration=st.floats(0, 1e9),
+    options=st.builds(
+        VideoOptions,
+        strategy=st.just("interval"),
+        interval_seconds=st.floats(*INTERVALS, allow_infinity=False),
+        frames=st.integers(1, 512),
+    )
+    | st.builds(
+        VideoOptions, strategy=st.just("fps"), fps=st.floats(*FPS), frames=st.integers(1, 512)
+    ),
+)
+def test_the_shortest_and_the_longest_steps_are_times_of_the_video(
+    duration: float, options: VideoOptions
+) -> None:
+    times = plan_times(options, duration)
+    assert len(times) == count_times(options, duration)
+    assert all(0 <= time <= duration for time in times)
 
 
 def test_times_asked_for_beyond_the_end_are_left_out() -> None:

@@ -60,6 +60,7 @@ def test_the_summary_and_still_images_have_no_cues() -> None:
         ("<b>bold</b> & <00:00:01.000>", "&lt;b&gt;bold&lt;/b&gt; &amp; &lt;00:00:01.000&gt;"),
         ("two\nlines\n\nand NOTE", "two lines and NOTE"),
         ("&amp;", "&amp;amp;"),
+        ("a\x00\x1b[2J\x9b", "a��[2J�"),
     ],
 )
 def test_texts_cannot_break_the_file(text: str, written: str) -> None:
@@ -68,7 +69,9 @@ def test_texts_cannot_break_the_file(text: str, written: str) -> None:
     assert len(parsed(vtt)) == 2
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=40)
+texts = st.text(
+    st.characters(exclude_categories=["Cc", "Cs"]) | st.sampled_from("\n\r\t"), max_size=40
+)
 
 
 @given(

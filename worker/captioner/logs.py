@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
+from captioner.redaction import printable, printable_json, printable_lines
+
 if TYPE_CHECKING:
     from captioner.settings import LogSettings
 
@@ -45,15 +47,20 @@ def _extras(record: logging.LogRecord) -> dict[str, object]:
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-02 03:04:05 INFO captioner.service: text  key=value …`."""
+    """`2026-01-02 03:04:05 INFO captioner.service: text  key=value …`.
+
+    What strangers write may be in it: it forges no line, and steers no terminal.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and the traceback below it when there is one."""
         time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        line = f"{time} {record.levelname} {record.name}: {record.getMessage()}"
+        message = " ".join(record.getMessage().splitlines())  # Celery's have lines, to be read
+        line = f"{time} {record.levelname} {record.name}: {message}"
         line += "".join(f"  {key}={value}" for key, value in _extras(record).items())
+        line = printable(line)
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "\n" + printable_lines(self.formatException(record.exc_info))
         return line
 
 
@@ -71,7 +78,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str, ensure_ascii=False)
+        return printable_json(json.dumps(entry, default=str, ensure_ascii=False))
 
 
 def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> None:

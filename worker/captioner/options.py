@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from captioner.errors import InvalidRequestError
+from captioner.given import as_real, shown, shown_names
 from captioner.video_options import VideoOptions
 
 #: The most new tokens and beams a request may ask for; both bound the memory of one image.
@@ -76,7 +77,9 @@ class GenerationOptions:
                 f"prompt must have at most {MAX_PROMPT_CHARACTERS} characters"
             )
         if not isinstance(self.do_sample, bool):
-            raise InvalidRequestError(f"do_sample must be true or false, not {self.do_sample!r}")
+            raise InvalidRequestError(
+                f"do_sample must be true or false, not {shown(self.do_sample)}"
+            )
         self._check_integers()
         self._check_reals()
         self._check_combinations()
@@ -93,25 +96,26 @@ class GenerationOptions:
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
-                raise InvalidRequestError(f"{name} must be a whole number, not {value!r}")
+                raise InvalidRequestError(f"{name} must be a whole number, not {shown(value)}")
             if not low <= value <= high:
-                raise InvalidRequestError(f"{name} must be from {low} to {high}, not {value}")
+                raise InvalidRequestError(
+                    f"{name} must be from {low} to {high}, not {shown(value)}"
+                )
         if self.seed is not None and (
             isinstance(self.seed, bool)
             or not isinstance(self.seed, int)
             or not 0 <= self.seed < 2**63
         ):
-            raise InvalidRequestError(f"seed must be from 0 to 2**63 - 1, not {self.seed!r}")
+            raise InvalidRequestError(f"seed must be from 0 to 2**63 - 1, not {shown(self.seed)}")
 
     def _check_reals(self) -> None:
         for name in ("length_penalty", "repetition_penalty", "temperature", "top_p"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise InvalidRequestError(f"{name} must be a number, not {value!r}")
-            if not math.isfinite(value):
-                raise InvalidRequestError(f"{name} must be finite, not {value}")
+            real = as_real(value)
+            if real is None:
+                raise InvalidRequestError(f"{name} must be a finite number, not {shown(value)}")
             # transformers refuses whole numbers here; 1 means 1.0 to everybody else.
-            object.__setattr__(self, name, float(value))
+            object.__setattr__(self, name, real)
         if not -MAX_LENGTH_PENALTY <= self.length_penalty <= MAX_LENGTH_PENALTY:
             raise InvalidRequestError(
                 f"length_penalty must be from -{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY}, "
@@ -167,10 +171,10 @@ class GenerationOptions:
             InvalidRequestError: a name is unknown or a value cannot be used.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = set(values) - known
         if unknown:
             raise InvalidRequestError(
-                f"unknown option {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+                f"unknown option {shown_names(unknown)}; known are {', '.join(sorted(known))}"
             )
         return cls(**values)
 
@@ -196,16 +200,17 @@ class AltTextOptions:
         """Check every value."""
         if not isinstance(self.decorative, bool):
             raise InvalidRequestError(
-                f"alt_text.decorative must be true or false, not {self.decorative!r}"
+                f"alt_text.decorative must be true or false, not {shown(self.decorative)}"
             )
         value = self.max_characters
         if isinstance(value, bool) or not isinstance(value, int):
             raise InvalidRequestError(
-                f"alt_text.max_characters must be a whole number, not {value!r}"
+                f"alt_text.max_characters must be a whole number, not {shown(value)}"
             )
         if not 1 <= value <= MAX_ALT_TEXT_CHARACTERS:
             raise InvalidRequestError(
-                f"alt_text.max_characters must be from 1 to {MAX_ALT_TEXT_CHARACTERS}, not {value}"
+                f"alt_text.max_characters must be from 1 to {MAX_ALT_TEXT_CHARACTERS}, "
+                f"not {shown(value)}"
             )
 
     @classmethod

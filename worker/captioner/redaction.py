@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 #: What may be a user's name and password, before an `@`.
 CREDENTIALS = re.compile(r"^(//|[^/]).*@|[^/@]*:.*@")
+_CONTROLS_ABOVE = re.compile(r"[\x7f-\x9f]")
 
 
 def printable(text: str) -> str:
@@ -14,6 +15,16 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same of a text that may have lines, such as a traceback."""
+    return "\n".join(map(printable, text.expandtabs(4).splitlines()))
+
+
+def printable_json(text: str) -> str:
+    """The same JSON, for a terminal: `json` leaves control characters above ASCII as they are."""
+    return _CONTROLS_ABOVE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def shown_path(text: str) -> str:

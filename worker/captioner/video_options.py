@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 from captioner.errors import InvalidRequestError
+from captioner.given import as_real, shown
 
 Strategy = Literal["uniform", "interval", "fps", "keyframes", "timestamps"]
 Mode = Literal["per_frame", "joint", "both"]
 
 #: Frames of a request that asks for a number of them, and times it may name.
 MAX_FRAMES = 512
-MAX_FPS = 240.0
+#: From least to most. Times that lie nearer together than a thousandth of a second are the same to
+#: whoever samples; a frame in a million seconds is the first one, of any video.
+INTERVALS = (1e-3, math.inf)
+FPS = (1e-6, 240.0)
 
 #: Which value belongs to which strategy, and to no other.
 _OWNERS = {"interval_seconds": "interval", "fps": "fps", "timestamps": "timestamps"}
@@ -51,11 +55,11 @@ class VideoOptions:
             if value not in allowed:
                 raise InvalidRequestError(
                     f"video.{name} must be {', '.join(allowed[:-1])} or {allowed[-1]}, "
-                    f"not {value!r}"
+                    f"not {shown(value)}"
                 )
         self._check_frames()
-        self._check_real("interval_seconds", math.inf)
-        self._check_real("fps", MAX_FPS)
+        self._check_real("interval_seconds", *INTERVALS)
+        self._check_real("fps", *FPS)
         self._check_timestamps()
         self._check_combinations()
 
@@ -64,30 +68,35 @@ class VideoOptions:
         if value is None:
             return
         if isinstance(value, bool) or not isinstance(value, int):
-            raise InvalidRequestError(f"video.frames must be a whole number, not {value!r}")
+            raise InvalidRequestError(f"video.frames must be a whole number, not {shown(value)}")
         if not 1 <= value <= MAX_FRAMES:
-            raise InvalidRequestError(f"video.frames must be from 1 to {MAX_FRAMES}, not {value}")
+            raise InvalidRequestError(
+                f"video.frames must be from 1 to {MAX_FRAMES}, not {shown(value)}"
+            )
 
-    def _check_real(self, name: str, greatest: float) -> None:
+    def _check_real(self, name: str, least: float, most: float) -> None:
         value = getattr(self, name)
         if value is None:
             return
-        if not _is_number(value):
-            raise InvalidRequestError(f"video.{name} must be a number, not {value!r}")
-        if value <= 0 or value > greatest:
-            most = f" and at most {greatest:g}" if math.isfinite(greatest) else ""
-            raise InvalidRequestError(f"video.{name} must be above 0{most}, not {value}")
-        object.__setattr__(self, name, float(value))
+        real = as_real(value)
+        if real is None:
+            raise InvalidRequestError(f"video.{name} must be a number, not {shown(value)}")
+        if not least <= real <= most:
+            to = f" and at most {most:g}" if math.isfinite(most) else ""
+            raise InvalidRequestError(f"video.{name} must be at least {least:g}{to}, not {real:g}")
+        object.__setattr__(self, name, real)
 
     def _check_timestamps(self) -> None:
-        times = self.timestamps
-        if not isinstance(times, list | tuple) or not all(map(_is_number, times)):
+        if not isinstance(self.timestamps, list | tuple):
+            raise InvalidRequestError("video.timestamps must be a list of seconds")
+        times = [time for time in map(as_real, self.timestamps) if time is not None]
+        if len(times) < len(self.timestamps):
             raise InvalidRequestError("video.timestamps must be a list of seconds")
         if len(times) > MAX_FRAMES or any(time < 0 for time in times):
             raise InvalidRequestError(
                 f"video.timestamps must be at most {MAX_FRAMES} times from 0 on"
             )
-        object.__setattr__(self, "timestamps", tuple(sorted({float(time) for time in times})))
+        object.__setattr__(self, "timestamps", tuple(sorted(set(times))))
 
     def _check_combinations(self) -> None:
         for name, strategy in _OWNERS.items():
@@ -126,7 +135,3 @@ class VideoOptions:
         if self.timestamps:
             asked["timestamps"] = list(self.timestamps)
         return asked
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

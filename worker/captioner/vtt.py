@@ -15,10 +15,12 @@ _HEADER = """WEBVTT
 NOTE
 Descriptions made by a machine, for <track kind="descriptions">.
 """
-#: `>` alone would do where it ends an arrow; the others begin a tag or an escape.
-_ESCAPES = str.maketrans(
-    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\x00": "\N{REPLACEMENT CHARACTER}"}
-)
+#: `>` alone would do where it ends an arrow; the others begin a tag or an escape, or steer the
+#: terminal that the file is printed to.
+_ESCAPES = {
+    **dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), "\N{REPLACEMENT CHARACTER}"),
+    **str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"}),
+}
 
 
 def web_vtt(captions: Iterable[Caption]) -> str:

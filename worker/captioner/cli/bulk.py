@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from uuid import UUID
 
-import typer
-from rich.markup import escape
-
 from captioner.cli.items import Item
-from captioner.cli.output import progress_bar, remarks
+from captioner.cli.output import plain, print_json, progress_bar, remarks
 from captioner.domain import CaptionRequest
 from captioner.errors import CaptionerError
 from captioner.jobs import Jobs
@@ -41,7 +37,7 @@ def submit_items(
 
         def refuse(place: str, error: CaptionerError) -> None:
             counts["refused"] += 1
-            remarks.print(f"[red]{escape(place)}[/]: {escape(str(error))}", soft_wrap=True)
+            remarks.print(f"[red]{plain(place)}[/]: {plain(str(error))}", soft_wrap=True)
 
         def requests() -> Iterator[CaptionRequest]:
             for place, request in items:
@@ -61,7 +57,7 @@ def submit_items(
             if keep_ids:
                 ids.append(result.job.id)
             if as_json:
-                typer.echo(json.dumps(result.job.as_mapping(), ensure_ascii=False))
+                print_json(result.job.as_mapping(), indent=None)
     return counts, ids
 
 

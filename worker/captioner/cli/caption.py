@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 import typer
-from rich.markup import escape
 
 from captioner.cli.environment import Device, Dtype, Json, Model, settings_from
 from captioner.cli.folders import pictures_below
@@ -19,6 +18,7 @@ from captioner.cli.local_paths import Kind, kind_of, one_line, shown
 from captioner.cli.output import (
     alt_text,
     console,
+    plain,
     print_json,
     print_timeline,
     progress_bar,
@@ -128,10 +128,10 @@ def caption(
                 sidecars.write(file, captions)
             except CaptionerError as problem:
                 failed += 1
-                remarks.print(escape(str(problem)), soft_wrap=True)
+                remarks.print(plain(str(problem)), soft_wrap=True)
         if contact_sheet and not error:
             contact_sheet.write_bytes(_sheet(settings, file, template, captions))
-            remarks.print(f"contact sheet: {escape(str(contact_sheet))}", soft_wrap=True)
+            remarks.print(f"contact sheet: {plain(str(contact_sheet))}", soft_wrap=True)
     if as_json:
         print_json(results)
     if failed:
@@ -141,10 +141,10 @@ def caption(
 
 def _print(file: Path, captions: Sequence[Caption], error: JobError | None) -> None:
     if error:
-        problem = f"[red]{error.code}[/]: {escape(str(error))}"
-        remarks.print(f"{escape(one_line(file))}: {problem}", soft_wrap=True)
+        problem = f"[red]{error.code}[/]: {plain(str(error))}"
+        remarks.print(f"{plain(one_line(file))}: {problem}", soft_wrap=True)
         return
-    console.print(f"{escape(one_line(file))}: {escape(captions[0].text)}", soft_wrap=True)
+    console.print(f"{plain(one_line(file))}: {plain(captions[0].text)}", soft_wrap=True)
     made = captions[0].alt_text
     if made is not None:
         console.print(f"  {alt_text(made)}", soft_wrap=True)

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from captioner.cli.environment import Broker, Database, Json, Model, settings_from
 from captioner.cli.jobs import job_sheet
-from captioner.cli.output import console, print_json, print_timeline, progress_bar, remarks
+from captioner.cli.output import console, plain, print_json, print_timeline, progress_bar, remarks
 from captioner.domain import Job
 from captioner.logs import configure_logging
 from captioner.private_files import make_private_folder
@@ -58,7 +57,7 @@ def demo(
     log = folder / "worker.log"
     if not as_json:
         remarks.print(
-            f"worker with model [bold]{escape(settings.model.id)}[/], log in {log}", soft_wrap=True
+            f"worker with model [bold]{plain(settings.model.id)}[/], log in {log}", soft_wrap=True
         )
     with progress_bar() as progress:
         task = progress.add_task("captioning", total=len(pictures) + bool(video))
@@ -114,16 +113,14 @@ def _print(result: DemoResult, settings: Settings, sheet: Path | None) -> None:
         table.add_column("right")
     for picture, job in zip(result.pictures, result.jobs, strict=True):
         row = [
-            escape(picture.path.name),
+            plain(picture.path.name),
             _caption(job),
             _score(job),
             f"{job.timings.get('total', 0):.2f}",
         ]
         if result.scored:
             right = job.caption == picture.expected
-            row.append(
-                "[green]yes[/]" if right else f"[red]no[/]: {escape(picture.expected or '')}"
-            )
+            row.append("[green]yes[/]" if right else f"[red]no[/]: {plain(picture.expected or '')}")
         table.add_row(*row)
     console.print(table)
     if result.video_job:
@@ -149,7 +146,7 @@ def _print(result: DemoResult, settings: Settings, sheet: Path | None) -> None:
 
 
 def _print_video(result: DemoResult, job: Job) -> None:
-    console.print(f"\n{escape(Path(job.source.path).name)}: {_caption(job)}")
+    console.print(f"\n{plain(Path(job.source.path).name)}: {_caption(job)}")
     print_timeline(job.captions)
     right = "[green]yes[/]" if result.video_right else "[red]no[/]"
     console.print(f"every scene right, and at its time: {right}\n")
@@ -157,7 +154,7 @@ def _print_video(result: DemoResult, job: Job) -> None:
 
 def _caption(job: Job) -> str:
     if job.caption is not None:
-        return escape(job.caption)
+        return plain(job.caption)
     return f"[red]{job.failure.code if job.failure else job.state}[/]"
 
 

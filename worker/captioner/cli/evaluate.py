@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from captioner.cli.environment import Device, Dtype, Json, Model, settings_from
-from captioner.cli.output import console, print_json, progress_bar, remarks
+from captioner.cli.output import console, plain, print_json, progress_bar, remarks
 from captioner.cli.requests import Option, Prompt, parse_options
 from captioner.domain import ModelInfo
 from captioner.errors import CaptionerError
@@ -199,4 +198,4 @@ def _print(report: Report) -> None:
         f"predictions: {report.predictions}",
         *(f"{name} is left out: {why}" for name, why in report.as_mapping()["left_out"].items()),
     ):
-        console.print(escape(line), soft_wrap=True, highlight=False)
+        console.print(plain(line), soft_wrap=True, highlight=False)

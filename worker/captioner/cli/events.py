@@ -8,11 +8,10 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from captioner.cli.environment import Broker, Database, Json, settings_from
-from captioner.cli.output import console, print_json, remarks
+from captioner.cli.output import console, plain, plain_lines, print_json, remarks
 from captioner.deliveries import Attempt, Delivery
 from captioner.errors import DeliveryNotFoundError, EventNotFoundError, InvalidRequestError
 from captioner.events import DeliveryState
@@ -244,26 +243,26 @@ def _print_delivery(delivery: Delivery, attempts: Sequence[Attempt]) -> None:
     if delivery.state is DeliveryState.PENDING:
         grid.add_row("next attempt", _when(delivery.due_at))
     for attempt in attempts:
-        outcome = f"[red]{escape(attempt.error)}[/]" if attempt.error else "[green]delivered[/]"
+        outcome = f"[red]{plain(attempt.error)}[/]" if attempt.error else "[green]delivered[/]"
         status = f"  status {attempt.status}" if attempt.status is not None else ""
         grid.add_row(
             f"attempt {attempt.number}",
             f"{_when(attempt.started_at)}  {attempt.duration_seconds:.3f} s{status}  {outcome}",
         )
         if attempt.excerpt:
-            grid.add_row("", f"[dim]{escape(attempt.excerpt)}[/]")
+            grid.add_row("", f"[dim]{plain_lines(attempt.excerpt)}[/]")
     if not attempts and delivery.last_error:
-        grid.add_row("", f"[yellow]{escape(delivery.last_error)}[/]")
+        grid.add_row("", f"[yellow]{plain(delivery.last_error)}[/]")
     console.print(grid)
 
 
 def _to(delivery: Delivery) -> str:
     target = "its targets are asked for" if delivery.target is None else delivery.target
-    return escape(f"{delivery.plugin}: {target}")
+    return plain(f"{delivery.plugin}: {target}")
 
 
 def _problem(delivery: Delivery) -> str:
-    error = f"[red]{escape(delivery.last_error)}[/]" if delivery.last_error else ""
+    error = f"[red]{plain(delivery.last_error)}[/]" if delivery.last_error else ""
     if delivery.state is not DeliveryState.PENDING:
         return error
     seconds = (delivery.due_at - datetime.now(UTC)).total_seconds()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from captioner.cli.bulk import report, submit_items
 from captioner.cli.environment import Broker, Database, Json, settings_from
@@ -18,6 +17,7 @@ from captioner.cli.items import Item, count_lines, items_of_file, items_of_folde
 from captioner.cli.local_paths import is_folder
 from captioner.cli.output import (
     FrameBars,
+    plain,
     print_job,
     print_jobs,
     print_json,
@@ -230,7 +230,7 @@ def status(
         settings = jobs.settings
     if contact_sheet:
         contact_sheet.write_bytes(job_sheet(found[0], settings))
-        remarks.print(f"contact sheet: {escape(str(contact_sheet))}", soft_wrap=True)
+        remarks.print(f"contact sheet: {plain(str(contact_sheet))}", soft_wrap=True)
     if vtt:
         typer.echo(web_vtt(_require_video(found[0]).captions), nl=False)
         return

@@ -29,6 +29,7 @@ from captioner.cli import (
 from captioner.cli.encodings import escape_what_cannot_be_encoded
 from captioner.cli.local_paths import one_line, why
 from captioner.errors import CaptionerError, InvalidRequestError, SettingsError
+from captioner.redaction import printable_lines
 
 #: A command that cannot be understood. Typer has its own copy of click's classes and exports only
 #: this one's heir.
@@ -143,5 +144,5 @@ def _fail(message: str, code: int) -> NoReturn:
     except OSError:
         _drop_output()
     if sys.stderr:
-        sys.stderr.write(f"captioner: {message}\n")
+        sys.stderr.write(f"captioner: {printable_lines(message)}\n")
     sys.exit(code)

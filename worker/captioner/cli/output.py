@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 from captioner.domain import JOINT, Caption, Job, JobFailure, JobState
+from captioner.redaction import printable, printable_json, printable_lines
 from captioner.timeline import joint_caption, segments, time_range
 from captioner.words import keywords
 
@@ -45,9 +46,19 @@ STYLES = {
 }
 
 
-def print_json(value: Any) -> None:
-    """One JSON document, indented."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+def plain(text: str) -> str:
+    """A text that is not ours, for a console: no markup, and nothing that steers a terminal."""
+    return escape(printable(text))
+
+
+def plain_lines(text: str) -> str:
+    """The same of a text that may have lines."""
+    return escape(printable_lines(text))
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """One JSON document; without `indent` it is one line."""
+    typer.echo(printable_json(json.dumps(value, indent=indent, ensure_ascii=False)))
 
 
 def progress_bar() -> Progress:
@@ -78,7 +89,7 @@ class FrameBars:
             return
         if job.id not in self._bars:
             name = PurePath(job.source.display).name or job.source.display
-            self._bars[job.id] = self._progress.add_task(f"  {escape(name)}", total=None)
+            self._bars[job.id] = self._progress.add_task(f"  {plain(name)}", total=None)
         bar = self._bars[job.id]
         self._progress.update(bar, completed=job.frames_done, total=job.frames_total)
 
@@ -101,19 +112,19 @@ def summary(job: Job) -> str:
     """What came of a job, in a phrase: its caption or why there is none, or how far it is."""
     if job.caption is not None:
         made = job.captions[0].alt_text
-        return escape(job.caption) + ("" if made is None else f"\n{alt_text(made)}")
+        return plain(job.caption) + ("" if made is None else f"\n{alt_text(made)}")
     if job.state is JobState.PROCESSING and (far := frames_done(job)):
         return far
     return _problem(job.failure) if job.failure else ""
 
 
 def _problem(failure: JobFailure) -> str:
-    return f"[red]{failure.code}[/]: {escape(failure.message)}"
+    return f"[red]{failure.code}[/]: {plain(failure.message)}"
 
 
 def alt_text(text: str) -> str:
     """The line of an alt text below its caption."""
-    return f"[dim]alt text:[/] {escape(text)}" if text else "[dim]alt text: empty, decorative[/]"
+    return f"[dim]alt text:[/] {plain(text)}" if text else "[dim]alt text: empty, decorative[/]"
 
 
 def print_jobs(jobs: Sequence[Job]) -> None:
@@ -129,7 +140,7 @@ def print_jobs(jobs: Sequence[Job]) -> None:
             str(job.id),
             f"[{STYLES[job.state]}]{job.state}[/]",
             _age(job.created_at),
-            escape(job.source.display),
+            plain(job.source.display),
             summary(job),
         )
     console.print(table)
@@ -140,9 +151,9 @@ def print_job(job: Job) -> None:
     grid = Table.grid(padding=(0, 2))
     grid.add_row("job", str(job.id))
     grid.add_row("state", f"[{STYLES[job.state]}]{job.state}[/]")
-    grid.add_row("source", escape(job.source.display))
+    grid.add_row("source", plain(job.source.display))
     if job.client_key:
-        grid.add_row("client key", escape(job.client_key))
+        grid.add_row("client key", plain(job.client_key))
     if far := frames_done(job):
         grid.add_row("frames", far.removesuffix(" frames"))
     parts = segments(job.captions)
@@ -154,7 +165,7 @@ def print_job(job: Job) -> None:
         if caption.alt_text is not None:
             grid.add_row("", alt_text(caption.alt_text))
     if parts:
-        grid.add_row("keywords", escape(", ".join(keywords(parts))))
+        grid.add_row("keywords", plain(", ".join(keywords(parts))))
     if job.failure:
         again = (
             "it may work if submitted again" if job.failure.retryable else "it will not work again"
@@ -163,8 +174,8 @@ def print_job(job: Job) -> None:
     if job.model:
         model = job.model
         shown = f"{model.id} ({model.backend}, {model.dtype}, {model.device})"
-        grid.add_row("model", escape(shown))
-        grid.add_row("revision", escape(model.revision))
+        grid.add_row("model", plain(shown))
+        grid.add_row("revision", plain(model.revision))
     if job.timings:
         grid.add_row("seconds", "  ".join(f"{k} {v:.3f}" for k, v in job.timings.items()))
     grid.add_row("created", f"{job.created_at:%Y-%m-%d %H:%M:%S} UTC")
@@ -184,13 +195,13 @@ def print_timeline(captions: Sequence[Caption]) -> None:
     for part in [*parts, joint] if joint and joint not in parts else parts:
         table.add_row(time_range(part), _text(part), f"{part.score:z.3f}")
     console.print(table)
-    console.print(f"[dim]keywords:[/] {escape(', '.join(keywords(parts)))}", soft_wrap=True)
+    console.print(f"[dim]keywords:[/] {plain(', '.join(keywords(parts)))}", soft_wrap=True)
 
 
 def _text(caption: Caption) -> str:
     """A caption's text, and what one must know to believe it."""
     remark = "  [dim](all frames together: experimental)[/]" if caption.origin == JOINT else ""
-    return f"{escape(caption.text)}{remark}"
+    return f"{plain(caption.text)}{remark}"
 
 
 def _age(created_at: datetime) -> str:

@@ -6,11 +6,10 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from rich.markup import escape
 from rich.table import Table
 
 from captioner.cli.environment import Database, Json, settings_from
-from captioner.cli.output import console, print_json, remarks
+from captioner.cli.output import console, plain, print_json, remarks
 from captioner.errors import CaptionerError
 from captioner.plugin_errors import PluginErrorCount
 from captioner.plugins import PluginInfo, load_plugins
@@ -39,12 +38,12 @@ def plugins(*, as_json: Json = False, database: Database = None) -> None:
         lines = [info.error] if info.error else []
         lines += [_line(count) for count in (errors or {}).get(info.name, ())]
         table.add_row(
-            escape(info.name),
-            escape(info.distribution),
+            plain(info.name),
+            plain(info.distribution),
             info.version,
             f"[{STYLES[info.state]}]{info.state}[/]",
             ", ".join(info.hooks),
-            escape("\n".join(lines)),
+            "\n".join(map(plain, lines)),
         )
     console.print(table)
 
@@ -59,7 +58,7 @@ def _errors(settings: Settings) -> Errors | None:
             for count in store.plugin_errors():
                 found[count.plugin].append(count)
     except CaptionerError as error:
-        remarks.print(f"[yellow]errors are not known[/]: {escape(str(error))}", soft_wrap=True)
+        remarks.print(f"[yellow]errors are not known[/]: {plain(str(error))}", soft_wrap=True)
         return None
     return found
 

@@ -124,6 +124,11 @@ def _decode(data: bytes, name: str, limits: MediaSettings, wanted_side: int | No
     size = image_format.size_before_open(data)
     if size:
         _check_size(size, name, limits.max_image_pixels)
+    if objection := image_format.objection(data):
+        raise JobError(
+            ErrorCode.DECODE_FAILED,
+            f"{name}: {image_format.name} of {objection}; save it anew, with fewer",
+        )
     with image_format.reader(io.BytesIO(data)) as image:
         _check_size(image.size, name, limits.max_image_pixels)
         if wanted_side:

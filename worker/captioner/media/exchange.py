@@ -13,7 +13,7 @@ import httpx
 
 from captioner.errors import ErrorCode, JobError
 from captioner.media.lookups import Resolver
-from captioner.media.network import Deadline, DeadlineBackend
+from captioner.media.network import Deadline, DeadlineBackend, FramingError
 
 if TYPE_CHECKING:
     import ssl
@@ -27,7 +27,7 @@ def connections(
 ) -> Iterator[httpcore.ConnectionPool]:
     """Connections that all end at one deadline; each carries one request.
 
-    All that comes of an answer is `MAX_HEAD_BYTES`, unless `expect_body` is called.
+    All that comes of an answer is `MAX_HEAD_BYTES`, unless `body_of` reads it.
 
     Proxies named in the environment are not used: they would bypass `resolve`. Additional
     certificate authorities are taken from `SSL_CERT_FILE` or `SSL_CERT_DIR`.
@@ -39,7 +39,8 @@ def connections(
         limit: What errors call `seconds`.
 
     Raises:
-        JobError: `fetch_timeout` or `fetch_failed`; it may work later.
+        JobError: `fetch_timeout` or `fetch_failed`; it may work later, unless a body was more
+            frames than content.
     """
     backend = DeadlineBackend(Deadline(seconds), resolve)
     try:
@@ -58,16 +59,27 @@ def connections(
         raise JobError(
             ErrorCode.FETCH_TIMEOUT, f"{name}: no complete answer in time ({limit})"
         ) from error
+    except FramingError as error:
+        # Final: what costs the worker time, and its sender none, is not asked for again.
+        raise JobError(
+            ErrorCode.FETCH_FAILED,
+            f"{name}: the answer is split into chunks of too few bytes; let its server send larger "
+            "ones, or a Content-Length",
+            retryable=False,
+        ) from error
     except (httpcore.NetworkError, httpcore.ProtocolError) as error:
         raise JobError(
             ErrorCode.FETCH_FAILED, f"{name}: the connection broke or the answer was malformed"
         ) from error
 
 
-def expect_body(response: httpcore.Response, max_bytes: int) -> None:
-    """Let the body come: without this an answer may be no larger than a head may be."""
+def body_of(response: httpcore.Response) -> Iterator[bytes]:
+    """The body as it comes: without this an answer may be no larger than a head may be."""
     stream: DeadlineStream = response.extensions["network_stream"]
-    stream.expect(max_bytes)
+    stream.expect_body()
+    for part in response.iter_stream():
+        stream.took(len(part))
+        yield part
 
 
 def request_headers(others: Mapping[str, str] | None = None) -> list[tuple[bytes, bytes]]:

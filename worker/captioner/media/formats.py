@@ -19,6 +19,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from captioner.media.scans import objection_to_scans
+
 #: How the formats are named to people.
 FORMAT_NAMES = ("JPEG", "PNG", "WebP", "GIF", "AVIF", "TIFF", "BMP")
 
@@ -39,6 +41,8 @@ class ImageFormat:
     reader: Callable[[io.BytesIO], ImageFile]
     #: Width and height for a format whose reader allocates memory as soon as it is made.
     size_before_open: Callable[[bytes], tuple[int, int] | None] = lambda _: None
+    #: What speaks against decoding a file at all, for a format whose time its size does not bound.
+    objection: Callable[[bytes], str | None] = lambda _: None
 
 
 def find_format(data: bytes) -> ImageFormat | None:
@@ -115,7 +119,10 @@ def _gif_block(stream: io.BytesIO) -> bytes | None:
 
 _FORMATS: tuple[tuple[Callable[[bytes], bool], ImageFormat], ...] = (
     # Not by way of MPO: its first picture is an ordinary JPEG, and the only one wanted.
-    (lambda head: head.startswith(b"\xff\xd8\xff"), ImageFormat("JPEG", JpegImageFile)),
+    (
+        lambda head: head.startswith(b"\xff\xd8\xff"),
+        ImageFormat("JPEG", JpegImageFile, objection=objection_to_scans),
+    ),
     (lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), ImageFormat("PNG", PngImageFile)),
     (_is_webp, ImageFormat("WebP", WebPImageFile, _webp_size)),
     (lambda head: head[:6] in (b"GIF87a", b"GIF89a"), ImageFormat("GIF", GifImageFile, _gif_size)),

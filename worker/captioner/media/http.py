@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from captioner.containers import PREFIX_BYTES
 from captioner.domain import Media
 from captioner.errors import ErrorCode, InvalidRequestError, JobError
-from captioner.media.exchange import connections, expect_body, request_headers
+from captioner.media.exchange import body_of, connections, request_headers
 from captioner.media.guard import Guard
 from captioner.media.lookups import Resolver, resolve_host
 from captioner.media.sizes import check_size, largest_bytes
@@ -137,10 +137,9 @@ class _Download:
                 self._fail("answered with a Content-Encoding although none was asked for")
 
     def _store(self, response: httpcore.Response, announced: int) -> None:
-        expect_body(response, largest_bytes(self._limits))
         size, head = 0, b""
         with self._path.open("wb") as file:
-            for chunk in response.iter_stream():
+            for chunk in body_of(response):
                 size += len(chunk)
                 head += chunk[: PREFIX_BYTES - len(head)]
                 # Until all of its beginning is here nobody knows which limit is its own.

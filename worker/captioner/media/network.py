@@ -29,6 +29,15 @@ logger = logging.getLogger(__name__)
 _CONNECT_SECONDS = 10.0
 #: Of an answer before its body, interim answers (1xx) included, of which there may be many.
 MAX_HEAD_BYTES = 256 * 1024
+#: Of a body, what is no content: the frames of its chunks. That much may come of any; beyond it a
+#: sixteenth of the content, which chunks of 100 bytes need. A chunk of one byte costs our parser as
+#: much time as thousands of bytes do in a large one, and its sender nothing.
+MAX_FRAMING_BYTES = 64 * 1024
+_CONTENT_PER_FRAMING = 16
+
+
+class FramingError(httpcore.RemoteProtocolError):
+    """Too much of a body is no content."""
 
 
 class Deadline:
@@ -97,18 +106,26 @@ class DeadlineStream(httpcore.NetworkStream):
     """A stream that waits no longer than the deadline, however often it is asked, and is finite."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: Deadline) -> None:
-        """Around `stream`; until `expect` is called no more than the head of an answer may come."""
+        """Around `stream`; until a body is expected no more than the head of an answer may come."""
         self._stream = stream
         self._deadline = deadline
         self._bytes_left = MAX_HEAD_BYTES
+        self._in_body = False
 
-    def expect(self, body_bytes: int) -> None:
-        """Let a body of so many bytes come, in chunks of whatever size."""
-        self._bytes_left = 2 * body_bytes + MAX_HEAD_BYTES
+    def expect_body(self) -> None:
+        """Let a body come, whose content `took` counts; how much it may be is the caller's."""
+        self._bytes_left = MAX_FRAMING_BYTES
+        self._in_body = True
+
+    def took(self, content_bytes: int) -> None:
+        """So much of what has come was content: as much may come again, and its frames."""
+        self._bytes_left += content_bytes + content_bytes // _CONTENT_PER_FRAMING
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Raises `httpcore.RemoteProtocolError` when more comes than may."""
+        """`httpcore.RemoteProtocolError` when more comes than may; of a body `FramingError`."""
         if self._bytes_left <= 0:
+            if self._in_body:
+                raise FramingError("the body is more frames than content")
             raise httpcore.RemoteProtocolError("the answer is larger than it may be")
         data = self._stream.read(
             min(max_bytes, self._bytes_left), self._deadline.remaining(timeout)

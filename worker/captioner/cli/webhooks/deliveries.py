@@ -12,6 +12,7 @@ from captioner.cli.output import print_json, remarks
 from captioner.cli.webhooks.naming import Endpoint, endpoint_id_of, opened, target_of
 from captioner.errors import DeliveryError
 from captioner.events import DeliveryState
+from captioner.redaction import printable, printable_lines
 from captioner.webhooks.endpoints import PLUGIN
 
 
@@ -31,9 +32,9 @@ def send_test_event(
     if as_json:
         print_json({"status": status, "excerpt": excerpt, "error": error})
     else:
-        typer.echo(error or f"answered with HTTP status {status}")
+        typer.echo(printable(error or f"answered with HTTP status {status}"))
         if excerpt:
-            typer.echo(excerpt)
+            typer.echo(printable_lines(excerpt))
     if error:
         raise typer.Exit(1)
 

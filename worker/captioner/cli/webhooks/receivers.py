@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from captioner.cli.environment import Database, Json
-from captioner.cli.output import console, print_json, remarks
+from captioner.cli.output import console, plain, print_json, remarks
 from captioner.cli.webhooks.naming import (
     JOBS,
     Endpoint,
@@ -38,10 +37,10 @@ def list_endpoints(*, as_json: Json = False, database: Database = None) -> None:
         table.add_row(
             name_of(one.id),
             f"[{colour}]{one.state}[/]",
-            escape(one.url_display),
+            plain(one.url_display),
             ", ".join(one.event_types) or "all",
-            escape(one.description),
-            escape(one.disabled_reason or since),
+            plain(one.description),
+            plain(one.disabled_reason or since),
         )
     if endpoints:
         console.print(table)
