@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from captioner import hookimpl
-from captioner.disk_room import filling, job_folder
+from captioner.disk_room import filling, job_folder, remove_abandoned
 from captioner.domain import Media
 from captioner.errors import ErrorCode, JobError, PluginError, UnfitError
 from captioner.media import open_source
@@ -35,6 +37,31 @@ def test_a_folder_is_there_and_then_gone() -> None:
         (folder / "download").write_bytes(b"x")
         assert folder.is_dir()
     assert not folder.exists()
+
+
+def test_a_folder_whose_process_was_killed_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = """
+import os
+from captioner.disk_room import job_folder
+with job_folder() as folder:
+    (folder / "download").write_bytes(b"x")
+    os.kill(os.getpid(), 9)
+"""
+    killed = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False
+    )
+    assert killed.returncode == -9
+    (left,) = tmp_path.iterdir()
+    others = tmp_path / "captioner-job-is-no-folder"
+    others.touch()
+    with job_folder() as mine:
+        assert remove_abandoned() == 1
+        assert not left.exists()
+        assert mine.is_dir()
+    assert [*tmp_path.iterdir()] == [others]
 
 
 @pytest.mark.parametrize("scheme", ["data", "http"])

@@ -119,7 +119,7 @@ def test_what_no_plugin_wants_is_opened_as_ever(tmp_path: Path) -> None:
     plugin = Opens()
     assert caption_with(plugin).caption == GREY
     assert plugin.asked == ["file"]
-    assert plugin.folders[0].name.startswith("captioner-")  # it might have wanted to write
+    assert plugin.folders[0].name.startswith("captioner-job-")  # it might have wanted to write
     code, message = failure(Opens(), "other://x")
     assert code is ErrorCode.SOURCE_NOT_ALLOWED
     assert "'other'" in message

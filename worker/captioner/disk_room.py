@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from captioner.errors import ErrorCode, JobError, PluginError, UnfitError
 
+#: Of the folders' names: no other program's, and not those that tests and benches make.
+_PREFIX = "captioner-job-"
 #: Errors of a disk that is full, or that can only be read since it is broken.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 #: And those that are as much the worker's own, unless a plugin has them, who knows of what.
@@ -24,13 +28,45 @@ def job_folder() -> Iterator[Path]:
     Raises:
         UnfitError: it cannot be made.
     """
-    try:
-        # What cannot be removed is no reason to fail a job that has its captions.
-        own = tempfile.TemporaryDirectory(prefix="captioner-", ignore_cleanup_errors=True)
-    except OSError as error:
-        raise _no_room(error) from error
-    with own as name:
+    with ExitStack() as opened:
+        try:
+            # What cannot be removed is no reason to fail a job that has its captions.
+            name = opened.enter_context(
+                tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
+            )
+        except OSError as error:
+            raise _no_room(error) from error
+        with suppress(OSError):  # not every network's drive can: nobody removes anything there
+            opened.callback(os.close, _locked(Path(name)))
         yield Path(name)
+
+
+def remove_abandoned() -> int:
+    """Remove the folders of jobs whose process was killed, and could not; how many.
+
+    Its disk would be full of them one day: the largest videos are what memory is short for.
+    """
+    removed = 0
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        try:
+            lock = _locked(folder)
+        except OSError:  # in use, somebody else's, or no folder
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+        removed += 1
+    return removed
+
+
+def _locked(folder: Path) -> int:
+    """A folder that is held; whoever dies lets go of it."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from celery.worker import state as worker_state
 from kombu.asynchronous import get_event_loop
 
 from captioner.celery import CaptionerApp
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, SettingsError
 from captioner.housekeeping import CONNECTIONS, Housekeeping
 from captioner.open_queues import open_queues
 from captioner.shutdown import ImmediateEnd
@@ -53,7 +53,10 @@ class TaskPool(thread.TaskPool):
         self._was_full = False
 
     def on_start(self) -> None:
-        """Check the schema and load the model; exit with 1 and one line when either fails."""
+        """Check the schema and load the model; exit with one line when either fails.
+
+        With 2 because of a setting, else with 1.
+        """
         ImmediateEnd(self._hand_back).install()
         try:
             heart = open_store(self.app.settings, pool_size=CONNECTIONS)
@@ -65,7 +68,7 @@ class TaskPool(thread.TaskPool):
             )
         except CaptionerError as error:
             logger.critical("%s", error)
-            raise SystemExit(1) from None
+            raise SystemExit(2 if isinstance(error, SettingsError) else 1) from None
         self._parts = parts
         self.app.service, self.app.deliveries = parts.captions, parts.deliveries
         self.app.store = parts.store

@@ -17,6 +17,7 @@ from captioner.attempts import Attempt
 from captioner.beginnings import Beginnings
 from captioner.captioning import CHECK_SECONDS
 from captioner.chains import Threads
+from captioner.disk_room import remove_abandoned
 from captioner.domain import (
     ClaimedJob,
     FrameCaptions,
@@ -318,6 +319,8 @@ def open_service(settings: Settings, *, poll: Callable[[], None] = lambda: None)
         StoreUnavailableError: the database cannot be reached.
         ModelLoadError: the model cannot be loaded.
     """
+    if removed := remove_abandoned():
+        logger.info("removed %d folders of jobs whose process was killed", removed)
     with ExitStack() as opened:
         store = open_store(settings)
         opened.callback(store.close)
