@@ -29,10 +29,12 @@ logger = logging.getLogger(__name__)
 _CONNECT_SECONDS = 10.0
 #: Of an answer before its body, interim answers (1xx) included, of which there may be many.
 MAX_HEAD_BYTES = 256 * 1024
+#: Of a head at once: what is read with it of a body is counted as none.
+_HEAD_READ_BYTES = 4 * 1024
 #: Of a body, what is no content: the frames of its chunks. That much may come of any; beyond it a
 #: sixteenth of the content, which chunks of 100 bytes need. A chunk of one byte costs our parser as
 #: much time as thousands of bytes do in a large one, and its sender nothing.
-MAX_FRAMING_BYTES = 64 * 1024
+MAX_FRAMING_BYTES = 16 * 1024
 _CONTENT_PER_FRAMING = 16
 
 
@@ -127,9 +129,8 @@ class DeadlineStream(httpcore.NetworkStream):
             if self._in_body:
                 raise FramingError("the body is more frames than content")
             raise httpcore.RemoteProtocolError("the answer is larger than it may be")
-        data = self._stream.read(
-            min(max_bytes, self._bytes_left), self._deadline.remaining(timeout)
-        )
+        at_once = self._bytes_left if self._in_body else min(self._bytes_left, _HEAD_READ_BYTES)
+        data = self._stream.read(min(max_bytes, at_once), self._deadline.remaining(timeout))
         self._bytes_left -= len(data)
         return data
 
