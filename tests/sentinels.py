@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from servers import RedisServer
+from servers import RedisServer, free_port
 
 
 class RedisSentinel(RedisServer):
@@ -18,10 +18,14 @@ class RedisSentinel(RedisServer):
     def __init__(self, master: RedisServer) -> None:
         super().__init__()
         self._master = master
+        self._away = free_port()
 
     def new_database(self) -> str:
-        """The URL by which clients find the master; it is the same each time."""
-        return f"sentinel://127.0.0.1:{self.port}/0"
+        """The URL by which clients find the master; it is the same each time.
+
+        It names another sentinel first, which is away, as one of several may be.
+        """
+        return f"sentinel://127.0.0.1:{self._away}/0;sentinel://127.0.0.1:{self.port}/0"
 
     def command(self) -> list[str | Path]:
         configuration = self.folder / "sentinel.conf"

@@ -63,6 +63,8 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("DATABASE__URL", "postgresql+asyncpg://u:secret@db/x", "psycopg"),
         ("DATABASE__URL", "postgresql://u:secret@db:port/x", "port"),
         ("BROKER__URL", "http://user:secret@redis", "must begin with redis://"),
+        ("BROKER__URL", "sentinel://a:26379;redis://:secret@b", "must begin with sentinel://"),
+        ("BROKER__URL", "sentinel://a:26379;sentinel://:secret@b:x", "a port that is not"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_the_variable(

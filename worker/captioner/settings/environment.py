@@ -131,8 +131,15 @@ class Settings(BaseSettings):
 
 def _check_scheme(url: SecretStr, variable: str, allowed: tuple[str, ...]) -> None:
     text = url.get_secret_value()
-    if not text:
-        return
+    if text.startswith("sentinel://"):
+        # Of several, whichever answers.
+        for one in text.split(";"):
+            _check_one(one, variable, ("sentinel",))
+    elif text:
+        _check_one(text, variable, allowed)
+
+
+def _check_one(text: str, variable: str, allowed: tuple[str, ...]) -> None:
     scheme, separator, rest = text.partition("://")
     if not separator or scheme.split("+")[0] not in allowed:
         raise ValueError(

@@ -30,7 +30,8 @@ class BrokerSettings(Section):
 
     url: SecretStr = Field(
         SecretStr(""),
-        description="redis://…, rediss://…, sentinel://…; empty: a SQLite file in the data folder.",
+        description="redis://…, rediss://…, or sentinel://… (several with `;` between them); "
+        "empty: a SQLite file in the data folder.",
     )
     key_prefix: str = Field(
         "captioner:", description="Prefix of every key in Redis; one per installation sharing it."
