@@ -71,11 +71,6 @@ def with_dashes(envelope: dict[str, Any]) -> dict[str, Any]:
     return {name.replace("content_", "content-"): value for name, value in envelope.items()}
 
 
-def consume(**arguments: Any) -> dict[str, Any]:
-    """The command to take from one more queue."""
-    return message({"method": "add_consumer", "arguments": arguments})
-
-
 #: Elements as they lie in the list, by what is wrong with them.
 ELEMENTS: dict[str, bytes | dict[str, Any]] = {
     "empty": b"",
@@ -118,7 +113,6 @@ ELEMENTS: dict[str, bytes | dict[str, Any]] = {
     "a task of a wrong type": message(headers__task=["captioner.caption"]),
     "a task that is no name": message(headers__task=f"rm -rf / {SECRET}"),
     "an unknown task": message(headers__task="captioner.nonsense"),
-    "a task of Celery's that makes others": message(headers__task="celery.group"),
     "no id": message(headers__id=...),
     "an id of a wrong type": message(headers__id=17),
     "an id with a line break": message(headers__id=f"a\nb {SECRET}"),
@@ -191,18 +185,6 @@ BROADCASTS: dict[str, bytes | dict[str, Any]] = {
     "a reply address without a key": message({"method": "ping", "reply_to": {"exchange": "a"}}),
     "a clock of a wrong type": message({"method": "ping"}, headers={"clock": "noon"}),
     "too large": message({"method": "ping", "x": "x" * MAX_BYTES}),
-    "a clock near the end of time": message({"method": "ping"}, headers={"clock": 2**53 - 1}),
-    "a queue of a wrong type": consume(queue=["a"]),
-    "a queue that cannot be looked up": consume(queue={"a": 1}, exchange={}),
-    "no queue": consume(),
-    "a queue of others": consume(queue=SECRET),
-    "an exchange of a kind there is not": consume(queue="videos", exchange_type=SECRET),
-    "an exchange of others": consume(queue="videos", exchange=SECRET),
-    "a routing key of others": consume(queue="videos", routing_key=[SECRET]),
-    "options of a queue": consume(queue="videos", durable={}),
-    "a queue of a wrong type, to be left": message(
-        {"method": "cancel_consumer", "arguments": {"queue": {"a": 1}}}
-    ),
 }
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from celery.app.task import Context
 
-from captioner.celery import EVENTS_QUEUE, QUEUES, SUBMISSIONS_QUEUE
 from captioner.envelope import (
     NUMBER,
     TEXT,
@@ -49,11 +48,6 @@ _HEADERS: Mapping[str, tuple[type, ...]] = {
 }
 #: Headers for which captioner has no use: jobs have deadlines of their own in SQL.
 _REFUSED_HEADERS = ("compression", "eta", "expires", "shadow")
-#: Those that a worker may be told to take from, or not to.
-_QUEUES = (SUBMISSIONS_QUEUE, *QUEUES.values(), EVENTS_QUEUE)
-#: A command's sets the worker's clock on, and what the worker says afterwards has a later one: far
-#: from the end of what is read.
-_MAX_CLOCK = 2**48
 _EMBEDDED = {"callbacks", "chain", "chord", "errbacks"}
 
 
@@ -88,10 +82,7 @@ def check_broadcast(element: bytes) -> None:
     """
     message = as_object(parse(element, "the element"), "the message")
     command = as_object(body_of(message), "the body")
-    headers = headers_of(message)
-    check_types(headers, {"clock": NUMBER, "expires": (int, float, NoneType)})
-    if (headers.get("clock") or 0) > _MAX_CLOCK:
-        raise MalformedError("clock is out of range")
+    check_types(headers_of(message), {"clock": NUMBER, "expires": (int, float, NoneType)})
     if not isinstance(command.get("method"), str):
         raise MalformedError("the command has no method")
     check_types(
@@ -108,25 +99,6 @@ def check_broadcast(element: bytes) -> None:
     reply_to = command.get("reply_to")
     if reply_to:
         check_types(reply_to, {"exchange": (str,), "routing_key": (str,)})
-    if command["method"] in ("add_consumer", "cancel_consumer"):
-        _check_consumer(command.get("arguments") or {})
-
-
-def _check_consumer(arguments: Mapping[str, Any]) -> None:
-    """Celery does as it is told later, where an error ends the worker or has it connect for ever.
-
-    An exchange of another kind than the queue has in Redis is such an error.
-    """
-    queue = arguments.get("queue")
-    if not isinstance(queue, str) or queue not in _QUEUES:
-        raise MalformedError(f"queue is none of {', '.join(_QUEUES)}")
-    if arguments.get("exchange_type") not in (None, "direct"):
-        raise MalformedError("exchange_type is not direct")
-    for name in ("exchange", "routing_key"):
-        if arguments.get(name) not in (None, "", queue):
-            raise MalformedError(f"{name} is not the queue's")
-    if unknown := arguments.keys() - {"queue", "exchange", "exchange_type", "routing_key"}:
-        raise MalformedError(f"{len(unknown)} arguments are not supported")
 
 
 def check_reply(element: bytes) -> None:
@@ -173,8 +145,6 @@ def _check_headers(headers: Mapping[str, Any]) -> None:
     task = headers.get("task")
     if not isinstance(task, str) or not _TASK_NAME.fullmatch(task):
         raise MalformedError("the header task is not the name of a task")
-    if task.startswith("celery."):  # of groups and chords: one message makes many
-        raise MalformedError("Celery's own tasks are not supported")
     check_id(headers.get("id"), "the header id")
     check_types(headers, _HEADERS)
     match headers.get("timelimit"):
