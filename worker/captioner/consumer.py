@@ -14,6 +14,7 @@ from uuid import UUID
 
 from celery import signals
 from celery.worker import consumer, request
+from celery.worker.control import control_command
 
 from captioner.celery import shown
 from captioner.errors import describe
@@ -78,6 +79,18 @@ class Consumer(consumer.Consumer):
         size = len(message.body or b"")
         logger.error("dropped a message from %s: %s (%d bytes)", queue, problem, size, extra=extra)
         message.reject_log_error(logger, self.connection_errors)
+
+
+@control_command(args=[("queue", str)], signature="<queue>")
+def add_consumer(state: Any, queue: str, **_: object) -> dict[str, str]:
+    """Take messages from a queue of the application: Celery's own makes any that is named.
+
+    Its errors would come later and end the worker, and what it makes holds no work of ours.
+    """
+    if queue not in state.app.amqp.queues:
+        return {"error": f"no queue has the name {queue!r}"}
+    state.consumer.call_soon(state.consumer.add_task_queue, queue)
+    return {"ok": f"add consumer {queue}"}
 
 
 class TaskRequest(request.Request):

@@ -14,6 +14,7 @@ from typing import Any
 
 from celery.app.task import Context
 
+from captioner.command_checks import check_command
 from captioner.envelope import (
     NUMBER,
     TEXT,
@@ -27,6 +28,8 @@ from captioner.envelope import (
 )
 
 _TASK_NAME = re.compile(r"[\w.\-]{1,255}")
+#: Where kombu wants answers, of whatever namespace; a fanout exchange cannot be one.
+_REPLY_EXCHANGE = re.compile(r"reply\.[\w.\-]{1,255}\.pidbox")
 #: The headers Celery reads, and what each may be.
 _HEADERS: Mapping[str, tuple[type, ...]] = {
     "argsrepr": TEXT,
@@ -96,9 +99,17 @@ def check_broadcast(element: bytes) -> None:
             "ticket": TEXT,
         },
     )
+    if "self" in command:  # kombu's own, which would be given twice
+        raise MalformedError("the command has an argument self")
+    if command.get("matcher") not in (None, "glob"):
+        # A regular expression can take hours, of every worker.
+        raise MalformedError("the command's pattern is no glob")
     reply_to = command.get("reply_to")
     if reply_to:
         check_types(reply_to, {"exchange": (str,), "routing_key": (str,)})
+        if not _REPLY_EXCHANGE.fullmatch(reply_to["exchange"]):
+            raise MalformedError("reply_to is no place for replies")
+    check_command(command["method"], command.get("arguments") or {})
 
 
 def check_reply(element: bytes) -> None:
