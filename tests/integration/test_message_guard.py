@@ -113,6 +113,9 @@ ELEMENTS: dict[str, bytes | dict[str, Any]] = {
     "a task of a wrong type": message(headers__task=["captioner.caption"]),
     "a task that is no name": message(headers__task=f"rm -rf / {SECRET}"),
     "an unknown task": message(headers__task="captioner.nonsense"),
+    "a task that comes with Celery": message(
+        [["x"] * 3, {"v": 1, "job_ids": [JOB_ID]}, {}], headers__task="celery.group"
+    ),
     "no id": message(headers__id=...),
     "an id of a wrong type": message(headers__id=17),
     "an id with a line break": message(headers__id=f"a\nb {SECRET}"),

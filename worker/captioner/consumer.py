@@ -43,6 +43,16 @@ class Consumer(consumer.Consumer):
             self._events_timer.cancel()
         self._events_timer = hub.call_repeatedly(EVENTS_SECONDS, self._flush_events)
 
+    def update_strategies(self) -> None:
+        """Know the tasks of the application, and none of Celery's own, which come with each.
+
+        Nothing here sends those, and whoever can write to Redis could: one message of
+        `celery.group` makes thousands.
+        """
+        super().update_strategies()
+        for name in [name for name in self.strategies if name.startswith("celery.")]:
+            del self.strategies[name]
+
     def on_send_event_buffered(self) -> None:
         """Nothing: the timer sees to it."""
 
