@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import redis
 
-from captioner.celery import create_app
+from captioner.celery import FAR_AHEAD, create_app
 from captioner.demo.scenes import draw, scenes
 from captioner.domain import JobState
 from captioner.jobs import Jobs
@@ -315,6 +315,9 @@ def test_malformed_commands_cost_one_line_each(
         for element in BROADCASTS.values():
             heard = broker.publish(f"captioner:/{database}.celery.pidbox", raw(element))
             assert heard == 1
+        for clock in (2**53 - 1, FAR_AHEAD - 1):
+            far = message({"method": "heartbeat"}, headers={"clock": clock})
+            broker.publish(f"captioner:/{database}.celery.pidbox", raw(far))
         evil = app.control.add_consumer(
             "evil", exchange_type="nope", reply=True, timeout=10, limit=1
         )

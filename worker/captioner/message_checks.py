@@ -21,6 +21,7 @@ from captioner.envelope import (
     MalformedError,
     as_object,
     body_of,
+    check_clock,
     check_id,
     check_types,
     headers_of,
@@ -85,7 +86,8 @@ def check_broadcast(element: bytes) -> None:
     """
     message = as_object(parse(element, "the element"), "the message")
     command = as_object(body_of(message), "the body")
-    check_types(headers_of(message), {"clock": NUMBER, "expires": (int, float, NoneType)})
+    check_types(headers_of(message), {"expires": (int, float, NoneType)})
+    check_clock(headers_of(message))
     if not isinstance(command.get("method"), str):
         raise MalformedError("the command has no method")
     check_types(
@@ -120,7 +122,8 @@ def check_reply(element: bytes) -> None:
     """
     message = as_object(parse(element, "the element"), "the message")
     as_object(body_of(message), "the body")
-    check_types(headers_of(message), {"clock": NUMBER, "ticket": TEXT})
+    check_types(headers_of(message), {"ticket": TEXT})
+    check_clock(headers_of(message))
 
 
 def check_event(element: bytes) -> None:
@@ -133,10 +136,9 @@ def check_event(element: bytes) -> None:
     check_types(headers_of(message), {"hostname": TEXT})
     body = body_of(message)
     for event in body if isinstance(body, list) else [body]:
-        check_types(
-            as_object(event, "an event"),
-            {"type": (str,), "hostname": (str,), "timestamp": (int, float), "clock": NUMBER},
-        )
+        event = as_object(event, "an event")
+        check_types(event, {"type": (str,), "hostname": (str,), "timestamp": (int, float)})
+        check_clock(event)
 
 
 def _check_task(message: object) -> None:
