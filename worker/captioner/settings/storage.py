@@ -42,7 +42,7 @@ class BrokerSettings(Section):
         "mymaster", min_length=1, description="What sentinels call the Redis to use."
     )
     max_message_bytes: int = Field(
-        2**20, ge=4096, description="Larger messages in Redis are dropped unread."
+        2**20, ge=4096, description="Larger messages in Redis are dropped, not decoded."
     )
 
 
