@@ -315,6 +315,9 @@ def test_malformed_commands_cost_one_line_each(
         for element in BROADCASTS.values():
             heard = broker.publish(f"captioner:/{database}.celery.pidbox", raw(element))
             assert heard == 1
+        # Nobody here listens to events, which can end a worker in as many ways.
+        elect = message({"type": "worker-elect", "hostname": "a", "timestamp": 1, "id": [SECRET]})
+        assert broker.publish(f"captioner:/{database}.celeryev/worker.elect", raw(elect)) == 0
         for clock in (2**53 - 1, FAR_AHEAD - 1):
             far = message({"method": "heartbeat"}, headers={"clock": clock})
             broker.publish(f"captioner:/{database}.celery.pidbox", raw(far))

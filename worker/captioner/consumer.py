@@ -36,6 +36,13 @@ class Consumer(consumer.Consumer):
 
     _events_timer: Any = None
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Celery's, but deaf to other workers' events, also under `celery -A captioner worker`.
+
+        A worker of ours has no use for them, and an event with a field of another type ends it.
+        """
+        super().__init__(*arguments, **(options | {"without_gossip": True}))
+
     def register_with_event_loop(self, hub: Any) -> None:
         """Publish the events of tasks now and then; called again after a lost connection."""
         super().register_with_event_loop(hub)
