@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import redis
 
-from captioner.celery import create_app
+from captioner.celery import FAR_AHEAD, create_app
 from captioner.demo.scenes import draw, scenes
 from captioner.domain import JobState
 from captioner.jobs import Jobs
@@ -113,6 +113,9 @@ ELEMENTS: dict[str, bytes | dict[str, Any]] = {
     "a task of a wrong type": message(headers__task=["captioner.caption"]),
     "a task that is no name": message(headers__task=f"rm -rf / {SECRET}"),
     "an unknown task": message(headers__task="captioner.nonsense"),
+    "a task that comes with Celery": message(
+        [["x"] * 3, {"v": 1, "job_ids": [JOB_ID]}, {}], headers__task="celery.group"
+    ),
     "no id": message(headers__id=...),
     "an id of a wrong type": message(headers__id=17),
     "an id with a line break": message(headers__id=f"a\nb {SECRET}"),
@@ -183,6 +186,30 @@ BROADCASTS: dict[str, bytes | dict[str, Any]] = {
     "arguments of a wrong type": message({"method": "ping", "arguments": [SECRET]}),
     "a destination of a wrong type": message({"method": "ping", "destination": 17}),
     "a reply address without a key": message({"method": "ping", "reply_to": {"exchange": "a"}}),
+    "a reply address that is none": message(
+        {"method": "ping", "reply_to": {"exchange": "celery.pidbox", "routing_key": SECRET}}
+    ),
+    "a regular expression": message({"method": "ping", "pattern": "(.+)+x", "matcher": "pcre"}),
+    "an argument of kombu's own": message({"method": "ping", "self": SECRET}),
+    "an unknown command": message({"method": SECRET}),
+    "an argument that Celery has": message({"method": "ping", "arguments": {"state": SECRET}}),
+    "no argument": message({"method": "revoke"}),
+    "a queue of a wrong type": message(
+        {"method": "add_consumer", "arguments": {"queue": [SECRET]}}
+    ),
+    "a queue and an exchange of wrong types": message(
+        {"method": "add_consumer", "arguments": {"queue": {SECRET: 1}, "exchange": {}}}
+    ),
+    "another queue of a wrong type": message(
+        {"method": "cancel_consumer", "arguments": {"queue": {SECRET: 1}}}
+    ),
+    "a rate that is no number": message(
+        {
+            "method": "rate_limit",
+            "arguments": {"task_name": "captioner.caption", "rate_limit": "nan/s"},
+        }
+    ),
+    "a pool that shrinks by growing": message({"method": "pool_grow", "arguments": {"n": -50}}),
     "a clock of a wrong type": message({"method": "ping"}, headers={"clock": "noon"}),
     "too large": message({"method": "ping", "x": "x" * MAX_BYTES}),
 }
@@ -288,6 +315,16 @@ def test_malformed_commands_cost_one_line_each(
         for element in BROADCASTS.values():
             heard = broker.publish(f"captioner:/{database}.celery.pidbox", raw(element))
             assert heard == 1
+        # Nobody here listens to events, which can end a worker in as many ways.
+        elect = message({"type": "worker-elect", "hostname": "a", "timestamp": 1, "id": [SECRET]})
+        assert broker.publish(f"captioner:/{database}.celeryev/worker.elect", raw(elect)) == 0
+        for clock in (2**53 - 1, FAR_AHEAD - 1):
+            far = message({"method": "heartbeat"}, headers={"clock": clock})
+            broker.publish(f"captioner:/{database}.celery.pidbox", raw(far))
+        evil = app.control.add_consumer(
+            "evil", exchange_type="nope", reply=True, timeout=10, limit=1
+        )
+        assert [*evil[0].values()] == [{"error": "no queue has the name 'evil'"}]
         job = jobs.wait(jobs.submit(str(tmp_path / "a.png")).id, timeout_seconds=60)
         assert job.state is JobState.SUCCEEDED, worker.log
         (answer,) = app.control.ping(timeout=5)

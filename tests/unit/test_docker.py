@@ -240,6 +240,14 @@ def test_redis_takes_its_options_and_keeps_every_message() -> None:
     ):
         assert client.config_get("appendonly") == {"appendonly": "yes"}
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        # What a worker could only read whole, and then refuse, does not get in.
+        largest = int(client.config_get("proto-max-bulk-len")["proto-max-bulk-len"])
+        assert 4 * BrokerSettings().max_message_bytes <= largest <= 2**23
+        with pytest.raises(redis.ConnectionError):
+            client.lpush("captioner:captions", b"x" * (largest + 1))
+        client.lpush("captioner:captions", b"x" * largest)
+        server.restart()
+        assert client.llen("captioner:captions") == 1
 
 
 # --- Compose --------------------------------------------------------------------------------------

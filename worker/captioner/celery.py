@@ -11,6 +11,7 @@ from uuid import UUID
 
 import celery
 from celery import signals
+from kombu.clocks import LamportClock
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import KombuError
 from kombu.exceptions import OperationalError as BrokerError
@@ -39,6 +40,21 @@ QUEUES = {Lane.INTERACTIVE: "captions", Lane.BULK: "captions.bulk", Lane.VIDEO: 
 SUBMISSIONS_QUEUE = "submissions"
 #: Whoever works for it delivers events; those are in SQL, and a message only says "look now".
 EVENTS_QUEUE = "events"
+#: What no clock comes to by counting messages: a million of them a second for nine years.
+FAR_AHEAD = 2**48
+
+
+class Clock(LamportClock):
+    """Celery's count of messages, which cannot be set so far ahead that it is of no more use.
+
+    Every command, reply and event brings a clock, and whoever gets it goes on from there. One with
+    the largest number would make every later one of ours a number that nobody accepts.
+    """
+
+    def adjust(self, other: int) -> int:
+        """Go on from another's clock."""
+        value: int = super().adjust(other) if other < FAR_AHEAD else self.forward()
+        return value
 
 
 class CaptionerApp(celery.Celery):
@@ -58,6 +74,7 @@ def create_app(settings: Settings) -> CaptionerApp:
     prepare_embedded_broker(settings.broker_url)
     app = CaptionerApp("captioner", set_as_current=False)
     app.settings = settings
+    app.clock = Clock()
     app.conf.update(_configuration(settings))
     return app
 

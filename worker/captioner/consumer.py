@@ -14,6 +14,7 @@ from uuid import UUID
 
 from celery import signals
 from celery.worker import consumer, request
+from celery.worker.control import control_command
 
 from captioner.celery import shown
 from captioner.errors import describe
@@ -35,12 +36,29 @@ class Consumer(consumer.Consumer):
 
     _events_timer: Any = None
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Celery's, but deaf to other workers' events, also under `celery -A captioner worker`.
+
+        A worker of ours has no use for them, and an event with a field of another type ends it.
+        """
+        super().__init__(*arguments, **(options | {"without_gossip": True}))
+
     def register_with_event_loop(self, hub: Any) -> None:
         """Publish the events of tasks now and then; called again after a lost connection."""
         super().register_with_event_loop(hub)
         if self._events_timer:
             self._events_timer.cancel()
         self._events_timer = hub.call_repeatedly(EVENTS_SECONDS, self._flush_events)
+
+    def update_strategies(self) -> None:
+        """Know the tasks of the application, and none of Celery's own, which come with each.
+
+        Nothing here sends those, and whoever can write to Redis could: one message of
+        `celery.group` makes thousands.
+        """
+        super().update_strategies()
+        for name in [name for name in self.strategies if name.startswith("celery.")]:
+            del self.strategies[name]
 
     def on_send_event_buffered(self) -> None:
         """Nothing: the timer sees to it."""
@@ -78,6 +96,18 @@ class Consumer(consumer.Consumer):
         size = len(message.body or b"")
         logger.error("dropped a message from %s: %s (%d bytes)", queue, problem, size, extra=extra)
         message.reject_log_error(logger, self.connection_errors)
+
+
+@control_command(args=[("queue", str)], signature="<queue>")
+def add_consumer(state: Any, queue: str, **_: object) -> dict[str, str]:
+    """Take messages from a queue of the application: Celery's own makes any that is named.
+
+    Its errors would come later and end the worker, and what it makes holds no work of ours.
+    """
+    if queue not in state.app.amqp.queues:
+        return {"error": f"no queue has the name {queue!r}"}
+    state.consumer.call_soon(state.consumer.add_task_queue, queue)
+    return {"ok": f"add consumer {queue}"}
 
 
 class TaskRequest(request.Request):

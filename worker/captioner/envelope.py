@@ -18,6 +18,8 @@ MAX_DEPTH = 50
 MAX_ID_CHARACTERS = 255
 MAX_HEADER_CHARACTERS = 4_096
 MAX_NUMBER = 2**53
+#: A clock counts messages, and may have been set far ahead by one that was crafted.
+MAX_CLOCK = 2**63
 
 #: What an optional text or number may be.
 TEXT = (str, NoneType)
@@ -123,3 +125,16 @@ def check_types(values: Mapping[str, Any], types: Mapping[str, tuple[type, ...]]
             raise MalformedError(f"{name} is too long")
         if isinstance(value, int | float) and not -MAX_NUMBER < value < MAX_NUMBER:
             raise MalformedError(f"{name} is out of range")
+
+
+def check_clock(values: Mapping[str, Any]) -> None:
+    """Check a Lamport clock, if there is one.
+
+    Whoever refused one because it is far ahead would hear nothing more of its sender: it is for the
+    one that sets its own by it to take no notice.
+    """
+    clock = values.get("clock")
+    if not isinstance(clock, NUMBER):
+        raise MalformedError("clock is of the wrong type")
+    if clock is not None and not 0 <= clock < MAX_CLOCK:
+        raise MalformedError("clock is out of range")

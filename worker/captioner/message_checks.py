@@ -14,12 +14,14 @@ from typing import Any
 
 from celery.app.task import Context
 
+from captioner.command_checks import check_command
 from captioner.envelope import (
     NUMBER,
     TEXT,
     MalformedError,
     as_object,
     body_of,
+    check_clock,
     check_id,
     check_types,
     headers_of,
@@ -27,6 +29,8 @@ from captioner.envelope import (
 )
 
 _TASK_NAME = re.compile(r"[\w.\-]{1,255}")
+#: Where kombu wants answers, of whatever namespace; a fanout exchange cannot be one.
+_REPLY_EXCHANGE = re.compile(r"reply\.[\w.\-]{1,255}\.pidbox")
 #: The headers Celery reads, and what each may be.
 _HEADERS: Mapping[str, tuple[type, ...]] = {
     "argsrepr": TEXT,
@@ -82,7 +86,8 @@ def check_broadcast(element: bytes) -> None:
     """
     message = as_object(parse(element, "the element"), "the message")
     command = as_object(body_of(message), "the body")
-    check_types(headers_of(message), {"clock": NUMBER, "expires": (int, float, NoneType)})
+    check_types(headers_of(message), {"expires": (int, float, NoneType)})
+    check_clock(headers_of(message))
     if not isinstance(command.get("method"), str):
         raise MalformedError("the command has no method")
     check_types(
@@ -96,9 +101,17 @@ def check_broadcast(element: bytes) -> None:
             "ticket": TEXT,
         },
     )
+    if "self" in command:  # kombu's own, which would be given twice
+        raise MalformedError("the command has an argument self")
+    if command.get("matcher") not in (None, "glob"):
+        # A regular expression can take hours, of every worker.
+        raise MalformedError("the command's pattern is no glob")
     reply_to = command.get("reply_to")
     if reply_to:
         check_types(reply_to, {"exchange": (str,), "routing_key": (str,)})
+        if not _REPLY_EXCHANGE.fullmatch(reply_to["exchange"]):
+            raise MalformedError("reply_to is no place for replies")
+    check_command(command["method"], command.get("arguments") or {})
 
 
 def check_reply(element: bytes) -> None:
@@ -109,7 +122,8 @@ def check_reply(element: bytes) -> None:
     """
     message = as_object(parse(element, "the element"), "the message")
     as_object(body_of(message), "the body")
-    check_types(headers_of(message), {"clock": NUMBER, "ticket": TEXT})
+    check_types(headers_of(message), {"ticket": TEXT})
+    check_clock(headers_of(message))
 
 
 def check_event(element: bytes) -> None:
@@ -122,10 +136,9 @@ def check_event(element: bytes) -> None:
     check_types(headers_of(message), {"hostname": TEXT})
     body = body_of(message)
     for event in body if isinstance(body, list) else [body]:
-        check_types(
-            as_object(event, "an event"),
-            {"type": (str,), "hostname": (str,), "timestamp": (int, float), "clock": NUMBER},
-        )
+        event = as_object(event, "an event")
+        check_types(event, {"type": (str,), "hostname": (str,), "timestamp": (int, float)})
+        check_clock(event)
 
 
 def _check_task(message: object) -> None:
