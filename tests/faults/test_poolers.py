@@ -12,11 +12,13 @@ import pytest
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Engine, text
 
-from captioner.store import create_store_engine, upgrade
+from captioner.errors import StoreLockedError
+from captioner.store import Store, create_store_engine, upgrade
 from captioner.store.schema import migrating
 from faults.house import Ledger, open_house
 from pooler import PgBouncer
 from servers import PostgresServer, RedisServer, connect
+from stored import submit
 
 
 @pytest.fixture
@@ -82,6 +84,24 @@ def test_a_connection_is_told_the_zone_for_all_its_transactions(engine: Engine) 
             zones.add(connection.scalar(text("SHOW timezone")))
             connection.rollback()
     assert zones == {"UTC"}
+
+
+def test_waiting_for_locks_has_an_end_there_too(pooler: PgBouncer) -> None:
+    upgrade(pooler.url)
+    engines = [create_store_engine(pooler.url, busy_timeout_seconds=0.2) for _ in range(2)]
+    with Store(engines[0]) as store, engines[1].begin() as connection:
+        (job_id,) = submit(store)
+        connection.execute(text("SELECT * FROM jobs FOR UPDATE"))
+        assert store.claim([job_id], "w", skip_locked=True) == []
+        for wait in (
+            lambda: store.claim([job_id], "w"),
+            lambda: store.cancel([job_id]),
+        ):
+            with pytest.raises(StoreLockedError):
+                wait()
+        connection.rollback()
+        assert len(store.claim([job_id], "w")) == 1
+    engines[1].dispose()
 
 
 def test_statements_are_prepared_where_nobody_stands_between(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 from redis.exceptions import ResponseError
-from sqlalchemy import false, text, update
+from sqlalchemy import false, select, text, update
 
 from captioner.domain import JobState
 from captioner.store.models import JobRow
@@ -230,8 +230,10 @@ def test_postgresql_can_only_be_read_for_a_while(tmp_path: Path, redis_server: R
 def test_somebody_locks_the_jobs_for_long(house: House) -> None:
     """As building an index may, or a backup; workers live on, and nobody takes them for dead."""
     requests, started = house.innocents(120), time.monotonic()
-    # All that one of them has for its jobs is one connection, which waits for the lock.
-    with house.worker(DATABASE__POOL_SIZE="1") as worker, house.worker() as other:
+    # All that one of them has for its jobs is one connection, which waits for the lock. The other
+    # gives up waiting again and again.
+    impatient = {"DATABASE__BUSY_TIMEOUT_SECONDS": "1"}
+    with house.worker(DATABASE__POOL_SIZE="1") as worker, house.worker(**impatient) as other:
         house.jobs.submit_all(requests)
         house.wait_until_busy()
         with house.database.begin() as connection:
@@ -240,12 +242,35 @@ def test_somebody_locks_the_jobs_for_long(house: House) -> None:
             else:
                 connection.execute(update(JobRow).where(false()).values(attempt=0))
             time.sleep(8)  # the lease is 3
+        house.let_pass(minutes=11)
         house.wait_until_done()
         assert (worker.stop(), other.stop()) == (0, 0)
     ledger = Ledger.read(house.database)
     ledger.check(requests, "jobs locked for 8 s", started)
     assert ledger.succeeded() == 120
     assert set(ledger.attempts.values()) == {1}
+    assert "another connection has held a lock" in other.log
+
+
+def test_somebody_locks_a_few_jobs_and_leaves(
+    tmp_path: Path, redis_server: RedisServer, postgres_url: str
+) -> None:
+    """Such as with psql, in a transaction that is never ended: the other jobs are not held up."""
+    with open_house(tmp_path, redis_server, postgres_url) as house:
+        requests, started = house.innocents(100), time.monotonic()
+        house.jobs.submit_all(requests)
+        locked = select(JobRow.id).order_by(JobRow.id).limit(5).with_for_update()
+        with house.worker(DATABASE__BUSY_TIMEOUT_SECONDS="1") as worker:
+            with house.database.begin() as connection:
+                assert len(connection.scalars(locked).all()) == 5
+                wait_until(lambda: house.count(JobState.SUCCEEDED) == 95)
+            house.let_pass(minutes=11)
+            house.wait_until_done()
+            assert worker.stop() == 0
+        ledger = Ledger.read(house.database)
+        ledger.check(requests, "5 jobs locked until all others are done", started)
+        assert ledger.succeeded() == 100
+        assert "wait for another message" in worker.log
 
 
 def test_submitting_while_redis_dies_again_and_again(breakable: House) -> None:

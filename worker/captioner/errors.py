@@ -158,6 +158,10 @@ class StoreUnavailableError(CaptionerError):
     """The database cannot be reached or opened."""
 
 
+class StoreLockedError(StoreUnavailableError):
+    """Another connection to the database has held a lock for longer than anybody waits."""
+
+
 class BrokerUnavailableError(CaptionerError):
     """The broker cannot be reached."""
 

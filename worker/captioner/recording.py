@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from captioner.attempts import Attempt
 from captioner.domain import ClaimedJob, JobState, Lane, Outcome, Requeue
-from captioner.errors import JobNotFoundError, StoreUnavailableError
+from captioner.errors import JobNotFoundError, StoreLockedError, StoreUnavailableError
 from captioner.events import Event, event_type
 from captioner.observers import Observers
 from captioner.plugins import Plugins
@@ -23,6 +23,7 @@ STORE_RETRY_SECONDS = 1.0
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Ending = TypeVar("Ending", Outcome, Requeue)
 
 
 class Recorder:
@@ -65,7 +66,7 @@ class Recorder:
         if not ended:
             return []
         outcomes = [outcome for _, outcome in ended]
-        written = patiently(lambda: self._combined.record(outcomes))
+        written = _written(outcomes, self._combined.record, self._combined.record_locked)
         recorded = [pair for pair, done in zip(ended, written, strict=True) if done]
         observed = self._plugins.implement("observe")
         for one, outcome in recorded:
@@ -81,7 +82,7 @@ class Recorder:
         if not put_back:
             return []
         requeues = [requeue for _, requeue in put_back]
-        done = patiently(lambda: self._combined.requeue(requeues))
+        done = _written(requeues, self._combined.requeue, self._combined.requeue_locked)
         for (one, requeue), again in zip(put_back, done, strict=True):
             if again:
                 one.state = JobState.QUEUED
@@ -100,8 +101,28 @@ class Recorder:
             return JobState.CANCELED
 
 
+def _written(
+    endings: Sequence[Ending],
+    together: Callable[[Sequence[Ending]], list[bool]],
+    apart: Callable[[Sequence[Ending]], list[bool]],
+) -> list[bool]:
+    """Which of these passed the guards: written with others, and then those that were locked.
+
+    Each is repeated by itself: what was written once is refused the second time.
+    """
+    done = patiently(lambda: together(endings))
+    left = [one for one, passed in zip(endings, done, strict=True) if not passed]
+    if not left:
+        return done
+    later = iter(patiently(lambda: apart(left)))
+    return [passed or next(later) for passed in done]
+
+
 def patiently(work: Callable[[], Result]) -> Result:
     """Wait for a database that is away: what was captioned is worth it.
+
+    For a lock that somebody holds there is no limit. The database is there, and who has the lock
+    may need it for long, such as to build an index.
 
     Raises:
         StoreUnavailableError: it stayed away for too long.
@@ -111,7 +132,7 @@ def patiently(work: Callable[[], Result]) -> Result:
         try:
             return work()
         except StoreUnavailableError as error:
-            if time.monotonic() > give_up:
+            if time.monotonic() > give_up and not isinstance(error, StoreLockedError):
                 raise
             logger.warning("waiting for the database: %s", error)
             time.sleep(STORE_RETRY_SECONDS)

@@ -140,7 +140,7 @@ class CaptionService:
             StoreUnavailableError: the database stayed away for too long.
         """
         # Claimed first: what waits without an owner would be taken for lost.
-        jobs = patiently(lambda: self._combined.claim(job_ids))
+        jobs = self._claimed(job_ids)
         if not jobs:
             return []  # without waiting for room, or for its turn
         self._in_hand.add(jobs)
@@ -167,6 +167,16 @@ class CaptionService:
                 self._rest(attempt.unfit)
                 break
         return [attempt.state for attempt in attempts]
+
+    def _claimed(self, job_ids: Sequence[UUID]) -> list[ClaimedJob]:
+        jobs = patiently(lambda: self._combined.claim(job_ids))
+        if left := set(job_ids) - {job.id for job in jobs}:
+            try:
+                jobs += self._combined.claim_locked(list(left))
+            except StoreUnavailableError as error:
+                # They stay queued, and the sweeper finds that their message is gone.
+                logger.warning("up to %d jobs wait for another message: %s", len(left), error)
+        return jobs
 
     def _rest(self, reason: UnfitError) -> None:
         """Hold a thread that could take the next message.

@@ -21,7 +21,10 @@ class DatabaseSettings(Section):
         description="Most connections to PostgreSQL; a worker has two more to say that it lives.",
     )
     busy_timeout_seconds: float = Field(
-        10.0, gt=0, le=600, description="How long SQLite waits for another writer."
+        10.0,
+        gt=0.001,
+        le=600,
+        description="How long SQLite waits for another writer, and PostgreSQL for a lock.",
     )
 
 

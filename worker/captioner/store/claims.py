@@ -18,23 +18,29 @@ from captioner.store.statements import among_parameter, id_list, locked
 
 
 def claim(
-    connection: Connection, ids: Collection[UUID], owner: str, now: datetime
+    connection: Connection,
+    ids: Collection[UUID],
+    owner: str,
+    now: datetime,
+    *,
+    skip_locked: bool,
 ) -> list[Row[Any]]:
     """Take queued jobs, in one statement; the rows of those that are now the owner's.
 
-    On PostgreSQL a claimant waits for another's claim of the same row and then finds it taken; it
-    does not skip locked rows, because the other may roll back and nobody would have the job.
+    A claimant waits for another's claim of the same row and then finds it taken. One that skips
+    locked rows has to come back for them: the other may roll back, and nobody would have the job.
     """
     dialect = connection.dialect.name
     parameters = {"ids": id_list(dialect, ids), "claimant": owner, "now": now}
-    return list(connection.execute(_claim_statement(dialect), parameters).all())
+    statement = _claim_statement(dialect, skip_locked=skip_locked)
+    return list(connection.execute(statement, parameters).all())
 
 
 @functools.cache
-def _claim_statement(dialect: str) -> Update:
+def _claim_statement(dialect: str, *, skip_locked: bool) -> Update:
     """Built once: building it takes longer than the database needs to run it."""
     now = bindparam("now", type_=UtcDateTime())
-    rows = locked(among_parameter(dialect, JobRow.id, "ids"))
+    rows = locked(among_parameter(dialect, JobRow.id, "ids"), skip=skip_locked)
     due = or_(rows.c.not_before.is_(None), rows.c.not_before <= now)
     in_time = or_(rows.c.deadline_at.is_(None), rows.c.deadline_at > now)
     return (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain, islice
 from typing import TypeVar
 from uuid import UUID
@@ -16,6 +18,8 @@ from captioner.store.transactions import is_row_problem
 LINGER_SECONDS = 0.02
 #: Jobs of one message that do not wait for those of others.
 MANY = 8
+#: Threads that wait for locks at once: each has one of the few connections while it does.
+MOST_WAITING = 2
 
 Ending = TypeVar("Ending", Outcome, Requeue)
 Item = TypeVar("Item")
@@ -28,6 +32,10 @@ class CombinedStore:
     Concurrent calls share one statement and one commit. While jobs are in hand others are expected
     to come, and a statement waits for them a few milliseconds; a worker with one job at a time
     never waits. Thread-safe.
+
+    What is shared must not wait for one job that somebody else has locked, so locked ones are
+    skipped. For each of the three there is another method that waits, to be called for what the
+    first has left out.
     """
 
     def __init__(self, store: Store, owner: str, *, linger_seconds: float = LINGER_SECONDS) -> None:
@@ -36,6 +44,7 @@ class CombinedStore:
         self._owner = owner
         #: Claimed here, and neither recorded, put back nor forgotten yet.
         self._in_hand: set[UUID] = set()
+        self._waiting = threading.Semaphore(MOST_WAITING)
 
         def combined(
             run: Callable[[Sequence[Item]], Sequence[Result]],
@@ -69,6 +78,20 @@ class CombinedStore:
         self._in_hand.update(job.id for job in jobs)
         return jobs
 
+    def claim_locked(self, job_ids: Sequence[UUID]) -> list[ClaimedJob]:
+        """`claim` for what it has left out.
+
+        Raises:
+            StoreUnavailableError: the database cannot be reached.
+            StoreLockedError: one of them is still locked; none was claimed.
+        """
+        if not self._store.skips_locked:
+            return []
+        with self._waiting:
+            jobs = self._store.claim(job_ids, self._owner)
+        self._in_hand.update(job.id for job in jobs)
+        return jobs
+
     def record(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """Write how attempts of different jobs ended; False where nobody wants that any more.
 
@@ -78,6 +101,15 @@ class CombinedStore:
         self.forget([outcome.job_id for outcome in outcomes])
         return self._records(outcomes)
 
+    def record_locked(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        """`record` for what it has left out.
+
+        Raises:
+            StoreUnavailableError: the database cannot be reached.
+            StoreLockedError: one of them is still locked; call again.
+        """
+        return self._wait(outcomes, self._store.record)
+
     def requeue(self, requeues: Sequence[Requeue]) -> list[bool]:
         """Put attempts of different jobs back; False where the job is not this attempt's any more.
 
@@ -86,6 +118,15 @@ class CombinedStore:
         """
         self.forget([requeue.job_id for requeue in requeues])
         return self._requeues(requeues)
+
+    def requeue_locked(self, requeues: Sequence[Requeue]) -> list[bool]:
+        """`requeue` for what it has left out.
+
+        Raises:
+            StoreUnavailableError: the database cannot be reached.
+            StoreLockedError: one of them is still locked; call again.
+        """
+        return self._wait(requeues, self._store.requeue)
 
     def forget(self, job_ids: Sequence[UUID]) -> None:
         """Expect nothing more of claimed jobs: they were canceled, or are another worker's now."""
@@ -97,16 +138,27 @@ class CombinedStore:
                 one.hurry()
 
     def _claim_all(self, asked: Sequence[Sequence[UUID]]) -> list[list[ClaimedJob]]:
-        claimed = {job.id: job for job in self._store.claim({*chain(*asked)}, self._owner)}
+        jobs = self._store.claim({*chain(*asked)}, self._owner, skip_locked=True)
+        claimed = {job.id: job for job in jobs}
         return [
             [job for job_id in job_ids if (job := claimed.pop(job_id, None))] for job_ids in asked
         ]
 
     def _record_all(self, asked: Sequence[Sequence[Outcome]]) -> list[list[bool]]:
-        return _shared_out(asked, _job_by_job([*chain(*asked)], self._store.record))
+        write = partial(self._store.record, skip_locked=True)
+        return _shared_out(asked, _job_by_job([*chain(*asked)], write))
 
     def _requeue_all(self, asked: Sequence[Sequence[Requeue]]) -> list[list[bool]]:
-        return _shared_out(asked, _job_by_job([*chain(*asked)], self._store.requeue))
+        write = partial(self._store.requeue, skip_locked=True)
+        return _shared_out(asked, _job_by_job([*chain(*asked)], write))
+
+    def _wait(
+        self, endings: Sequence[Ending], write: Callable[[Sequence[Ending]], set[UUID]]
+    ) -> list[bool]:
+        if not self._store.skips_locked:
+            return [False] * len(endings)
+        with self._waiting:
+            return _job_by_job(endings, write)
 
 
 def _shared_out(asked: Sequence[Sequence[object]], answers: Sequence[bool]) -> list[list[bool]]:

@@ -30,7 +30,11 @@ from captioner.store.statements import among, changed, locked
 def mark_dispatched(
     connection: Connection, messages: Sequence[Sequence[UUID]], now: datetime
 ) -> None:
-    """Stamp the jobs of each message, except those that wait for their time again by now."""
+    """Stamp the jobs of each message, except those that wait for their time again by now.
+
+    What is locked is left out: most likely it is just being claimed, and a job that stays queued
+    without a stamp has a message sent again.
+    """
     sent = [(job_id, dispatch) for ids in messages for dispatch in (uuid4(),) for job_id in ids]
     if connection.dialect.name == "sqlite":
         connection.execute(
@@ -46,7 +50,7 @@ def mark_dispatched(
         .table_valued(column("job_id", Uuid()), column("dispatch", Uuid()))
         .render_derived(name="sent")
     )
-    rows = locked(among(connection, JobRow.id, [job_id for job_id, _ in sent]))
+    rows = locked(among(connection, JobRow.id, [job_id for job_id, _ in sent]), skip=True)
     connection.execute(
         update(JobRow)
         .where(JobRow.id == rows.c.id, rows.c.id == pairs.c.job_id, rows.c.not_before.is_(None))
@@ -84,7 +88,7 @@ def release_due(connection: Connection, limit: int, now: datetime) -> int:
         .order_by(JobRow.not_before)
         .limit(limit)
     )
-    rows = locked(JobRow.id.in_(due))
+    rows = locked(JobRow.id.in_(due), skip=True)
     statement = (
         update(JobRow)
         .where(JobRow.id == rows.c.id, rows.c.state == JobState.QUEUED, rows.c.not_before <= now)

@@ -37,7 +37,7 @@ def expire_overdue(connection: Connection, limit: int, now: datetime) -> list[UU
         .order_by(JobRow.deadline_at)
         .limit(limit)
     )
-    rows = locked(JobRow.id.in_(overdue))
+    rows = locked(JobRow.id.in_(overdue), skip=True)
     still = rows.c.state == JobState.QUEUED
     return end(connection, rows, still, JobState.EXPIRED, _TOO_LATE, now)
 

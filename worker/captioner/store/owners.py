@@ -48,13 +48,16 @@ def take_back(connection: Connection, limit: int, max_losses: int) -> int:
 
 
 def _lost(which: ColumnElement[bool], limit: int) -> tuple[CTE, ColumnElement[bool]]:
-    """Jobs of owners without a row, locked; and what is asked again once they are."""
+    """Jobs of owners without a row, locked; and what is asked again once they are.
+
+    What another connection has locked waits for the next round, here and in all that sweeps.
+    """
     lost = (
         select(JobRow.id)
         .where(in_state(JobState.PROCESSING), _gone(JobRow.owner), which)
         .limit(limit)
     )
-    rows = locked(JobRow.id.in_(lost))
+    rows = locked(JobRow.id.in_(lost), skip=True)
     # By then a job may be somebody else's.
     return rows, (rows.c.state == JobState.PROCESSING) & _gone(rows.c.owner)
 

@@ -100,6 +100,7 @@ def write_combined(
     now: datetime,
     *,
     videos: bool,
+    skip_locked: bool,
 ) -> set[UUID]:
     """One statement and one commit for outcomes of different jobs.
 
@@ -110,6 +111,7 @@ def write_combined(
         captions: all of `Prepared.captions`, as a JSON array.
         now: when they ended.
         videos: whether frames of any may have been kept.
+        skip_locked: leave out jobs that another connection has locked.
 
     Returns:
         The ids of those that passed the guard.
@@ -120,11 +122,12 @@ def write_combined(
         "captions": captions,
         "now": now,
     }
-    return set(connection.scalars(_combined_statement(videos=videos), parameters).all())
+    statement = _combined_statement(videos=videos, skip_locked=skip_locked)
+    return set(connection.scalars(statement, parameters).all())
 
 
 @functools.cache
-def _combined_statement(*, videos: bool) -> Select[UUID]:
+def _combined_statement(*, videos: bool, skip_locked: bool) -> Select[UUID]:
     """One statement for any number of outcomes: a round trip and a commit for all of them.
 
     The rows come as two JSON parameters. Only jobs that pass the guard reach `recorded`, and only
@@ -146,7 +149,7 @@ def _combined_statement(*, videos: bool) -> Select[UUID]:
     )
     now = bindparam("now", type_=UtcDateTime())
     data = func.jsonb_build_object(*chain.from_iterable((n, outcome.c[n]) for n in _EVENT_FIELDS))
-    rows = locked(among_parameter("postgresql", JobRow.id, "ids"))
+    rows = locked(among_parameter("postgresql", JobRow.id, "ids"), skip=skip_locked)
     recorded = (
         update(JobRow)
         .where(

@@ -20,7 +20,9 @@ from captioner.store.transactions import Database, is_row_problem
 logger = logging.getLogger(__name__)
 
 
-def record(database: Database, outcomes: Sequence[Outcome], now: datetime) -> set[UUID]:
+def record(
+    database: Database, outcomes: Sequence[Outcome], now: datetime, *, skip_locked: bool
+) -> set[UUID]:
     """Write what can be written; see `Store.record`."""
     first: dict[tuple[UUID, int], Outcome] = {}
     for outcome in outcomes:
@@ -28,24 +30,27 @@ def record(database: Database, outcomes: Sequence[Outcome], now: datetime) -> se
     if not first:
         return set()
     try:
-        return _write(database, list(first.values()), now)
+        return _write(database, list(first.values()), now, skip_locked=skip_locked)
     except Exception as error:
         if not is_row_problem(error):
             raise
     # One of them is at fault, and the others must not pay for it.
     recorded: set[UUID] = set()
     for outcome in first.values():
-        recorded |= _write_alone(database, outcome, now)
+        recorded |= _write_alone(database, outcome, now, skip_locked=skip_locked)
     return recorded
 
 
-def _write_alone(database: Database, outcome: Outcome, now: datetime) -> set[UUID]:
+def _write_alone(
+    database: Database, outcome: Outcome, now: datetime, *, skip_locked: bool
+) -> set[UUID]:
     try:
-        return _write(database, [outcome], now)
+        return _write(database, [outcome], now, skip_locked=skip_locked)
     except Exception as error:
         if not is_row_problem(error):
             raise
-        return _write(database, [_unstorable(outcome, error)], now)
+        unstorable = _unstorable(outcome, error)
+        return _write(database, [unstorable], now, skip_locked=skip_locked)
 
 
 def _unstorable(outcome: Outcome, error: Exception) -> Outcome:
@@ -96,16 +101,20 @@ def _stamp(model: ModelInfo) -> dict[str, Any]:
     return dataclasses.asdict(model)
 
 
-def _write(database: Database, outcomes: Sequence[Outcome], now: datetime) -> set[UUID]:
+def _write(
+    database: Database, outcomes: Sequence[Outcome], now: datetime, *, skip_locked: bool
+) -> set[UUID]:
     prepared = [_prepare(outcome) for outcome in outcomes]
     # Encoded together: one by one takes twice as long. Where no JSON is written it is the check
     # for what not every database refuses by itself.
     jobs = storable_json([one.job for one in prepared])
     captions = storable_json([*chain.from_iterable(one.captions for one in prepared)])
     if database.combines:
-        with database.statement() as connection:
+        with database.statement(skips_locked=skip_locked) as connection:
             ids = [one.outcome.job_id for one in prepared]
             videos = any(one.is_video for one in prepared)
-            return write_combined(connection, ids, jobs, captions, now, videos=videos)
+            return write_combined(
+                connection, ids, jobs, captions, now, videos=videos, skip_locked=skip_locked
+            )
     with database.transaction() as connection:
         return {one.outcome.job_id for one in prepared if write_one(connection, one, now)}

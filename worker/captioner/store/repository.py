@@ -36,7 +36,8 @@ class Store(Deliveries, Endpoints, Upkeep):
     Every method is one short transaction; `record` and `expire_workers` can be a few. `now` is the
     time to work with, by default the database's, whatever the clock of this machine says.
     Any method raises `StoreUnavailableError` when the database cannot be reached, with nothing
-    changed or with the change complete.
+    changed or with the change complete, and `StoreLockedError`, which is one, when another
+    connection holds a lock for too long, with nothing changed.
     """
 
     def __enter__(self) -> Self:
@@ -123,18 +124,28 @@ class Store(Deliveries, Endpoints, Upkeep):
 
     # Working
 
+    @property
+    def skips_locked(self) -> bool:
+        """Whether `skip_locked` makes a difference with this database."""
+        return self._database.locks_rows
+
     def claim(
-        self, ids: Collection[UUID], owner: str, *, now: datetime | None = None
+        self,
+        ids: Collection[UUID],
+        owner: str,
+        *,
+        now: datetime | None = None,
+        skip_locked: bool = False,
     ) -> list[ClaimedJob]:
         """Take queued jobs that are due: `processing`, `attempt` + 1, `owner`'s.
 
         Returns:
             Those that are now the owner's; the others are taken, canceled, not due, past their
-            deadline, or unknown.
+            deadline, or unknown, or locked by another connection, if those are skipped.
         """
         moment = self._database.moment(now)
-        with self._database.statement() as connection:
-            rows = claims.claim(connection, ids, owner, moment)
+        with self._database.statement(skips_locked=skip_locked) as connection:
+            rows = claims.claim(connection, ids, owner, moment, skip_locked=skip_locked)
         claimed, refused = [], []
         for row in rows:
             try:
@@ -154,7 +165,13 @@ class Store(Deliveries, Endpoints, Upkeep):
         self.record(refused, now=moment)
         return claimed
 
-    def record(self, outcomes: Sequence[Outcome], *, now: datetime | None = None) -> set[UUID]:
+    def record(
+        self,
+        outcomes: Sequence[Outcome],
+        *,
+        now: datetime | None = None,
+        skip_locked: bool = False,
+    ) -> set[UUID]:
         """Write how attempts ended: state, captions (of a success) and one event each.
 
         An outcome whose job is not `processing`, or is at another attempt, changes nothing. One
@@ -163,9 +180,10 @@ class Store(Deliveries, Endpoints, Upkeep):
         Returns:
             The ids of the jobs that were recorded.
         """
-        return records.record(self._database, outcomes, self._database.moment(now))
+        moment = self._database.moment(now)
+        return records.record(self._database, outcomes, moment, skip_locked=skip_locked)
 
-    def requeue(self, requeues: Sequence[Requeue]) -> set[UUID]:
+    def requeue(self, requeues: Sequence[Requeue], *, skip_locked: bool = False) -> set[UUID]:
         """Put attempts back that ended without a result: `queued`, nobody's, without a message.
 
         An attempt that failed counts as a retry, and its error is kept for people to see; one that
@@ -175,7 +193,7 @@ class Store(Deliveries, Endpoints, Upkeep):
         Returns:
             The ids of the jobs that were put back.
         """
-        return requeue(self._database, requeues)
+        return requeue(self._database, requeues, skip_locked=skip_locked)
 
     def record_frames(self, progress: Progress) -> bool:
         """Keep frames of a video that has not ended, for its next attempt, and count them.

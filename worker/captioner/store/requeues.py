@@ -28,15 +28,16 @@ QUEUED_AGAIN: Mapping[str, Any] = {
 _ERROR_FIELDS = ("error_code", "error_message", "error_retryable")
 
 
-def requeue(database: Database, requeues: Sequence[Requeue]) -> set[UUID]:
+def requeue(database: Database, requeues: Sequence[Requeue], *, skip_locked: bool) -> set[UUID]:
     """Put back what passes the guard; see `Store.requeue`."""
     if not requeues:
         return set()
     if database.combines:
-        with database.statement() as connection:
+        with database.statement(skips_locked=skip_locked) as connection:
             ids, again = [one.job_id for one in requeues], json.dumps(_rows(requeues))
             parameters = {"ids": id_list("postgresql", ids), "again": again}
-            return set(connection.scalars(_combined_statement(), parameters))
+            statement = _combined_statement(skip_locked=skip_locked)
+            return set(connection.scalars(statement, parameters))
     with database.transaction() as connection:
         return {one.job_id for one in requeues if _write_one(connection, one)}
 
@@ -80,7 +81,7 @@ def _write_one(connection: Connection, one: Requeue) -> bool:
 
 
 @functools.cache
-def _combined_statement() -> Update:
+def _combined_statement(*, skip_locked: bool) -> Update:
     jobs = JobRow.__table__.columns
     again = recordset(
         "again",
@@ -90,7 +91,7 @@ def _combined_statement() -> Update:
         crashes=jobs["crashes"],
         **{name: jobs[name] for name in _ERROR_FIELDS},
     )
-    rows = locked(among_parameter("postgresql", JobRow.id, "ids"))
+    rows = locked(among_parameter("postgresql", JobRow.id, "ids"), skip=skip_locked)
     return (
         update(JobRow)
         .where(

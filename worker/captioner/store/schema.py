@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy import URL, Connection, Engine, func, select, text
 
 from captioner.errors import SchemaError
+from captioner.store.postgresql import wait_for_locks
 from captioner.store.session import (
     UPGRADE_COMMAND,
     create_store_engine,
@@ -153,6 +154,7 @@ def _migrating_postgresql(engine: Engine) -> Iterator[Connection]:
                 )
             time.sleep(_POLL_SECONDS)
         with engine.connect() as connection:
+            wait_for_locks(connection)
             yield connection
 
 

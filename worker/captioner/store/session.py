@@ -73,7 +73,8 @@ def create_store_engine(
     Args:
         url: SQLAlchemy URL, `sqlite:///…` or `postgresql+psycopg://…`.
         pool_size: most connections to PostgreSQL at a time.
-        busy_timeout_seconds: how long SQLite waits for another process's write.
+        busy_timeout_seconds: how long SQLite waits for another process's write, and PostgreSQL
+            for another connection's lock.
 
     Raises:
         SettingsError: the URL cannot be used, or its driver is not installed.
@@ -119,7 +120,7 @@ def create_store_engine(
         raise SettingsError(f"{URL_SETTING} names {parsed.drivername}, which is unknown") from error
     _ask_idle_connections(engine)
     if engine.driver == "psycopg":
-        settle_connections(engine)
+        settle_connections(engine, busy_timeout_seconds)
     return engine
 
 

@@ -124,7 +124,7 @@ def among_numbers(
     return column.in_(select(members.c.value))
 
 
-def locked(members: ColumnElement[bool]) -> CTE:
+def locked(members: ColumnElement[bool], *, skip: bool = False) -> CTE:
     """What guards ask of jobs, locked in the order of their ids.
 
     Every statement that changes several jobs begins with this: two that took the same rows in
@@ -138,6 +138,7 @@ def locked(members: ColumnElement[bool]) -> CTE:
 
     Args:
         members: which jobs, by id only.
+        skip: leave out those that another connection has locked, instead of waiting for them.
 
     Returns:
         Their `id`, `state`, `attempt`, `owner`, `not_before` and `deadline_at`.
@@ -150,7 +151,7 @@ def locked(members: ColumnElement[bool]) -> CTE:
         JobRow.not_before,
         JobRow.deadline_at,
     )
-    query = select(*columns).where(members).order_by(JobRow.id).with_for_update()
+    query = select(*columns).where(members).order_by(JobRow.id).with_for_update(skip_locked=skip)
     return query.cte("locked").prefix_with("MATERIALIZED", dialect="sqlite")
 
 

@@ -11,12 +11,15 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, func, select
 from sqlalchemy import exc as sa_exc
 
-from captioner.errors import SchemaError, StoreUnavailableError
+from captioner.errors import SchemaError, StoreLockedError, StoreUnavailableError
 from captioner.store.clock import Clock, HostClock, ServerClock
+from captioner.store.postgresql import bound_waits, waits_are_bounded
 from captioner.store.session import UPGRADE_COMMAND, URL_SETTING, display_url
 
 #: PostgreSQL's undefined_table and undefined_column.
 _NO_SUCH_TABLE = ("42P01", "42703")
+#: PostgreSQL's lock_not_available.
+_LOCKED = "55P03"
 
 
 class Database:
@@ -48,6 +51,11 @@ class Database:
         """True when one statement can write to several tables."""
         return not self._sqlite
 
+    @property
+    def locks_rows(self) -> bool:
+        """True when somebody may have locked one job and not another."""
+        return not self._sqlite
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """For SELECTs: one snapshot on SQLite, one per statement on PostgreSQL."""
@@ -59,16 +67,18 @@ class Database:
     def transaction(self) -> Iterator[Connection]:
         """For several statements that belong together."""
         with self._writer, translated(self.engine.url), self._writing.begin() as connection:
+            bound_waits(connection)
             yield connection
 
     @contextlib.contextmanager
-    def statement(self) -> Iterator[Connection]:
-        """For exactly one writing statement."""
-        if self._sqlite:
-            with self.transaction() as connection:
-                yield connection
-            return
-        with translated(self.engine.url), self._single.connect() as connection:
+    def statement(self, *, skips_locked: bool = False) -> Iterator[Connection]:
+        """For exactly one writing statement, which may skip rows that are locked."""
+        if not self._sqlite:
+            with translated(self.engine.url), self._single.connect() as connection:
+                if skips_locked or waits_are_bounded(connection):
+                    yield connection
+                    return
+        with self.transaction() as connection:
             yield connection
 
     def moment(self, now: datetime | None) -> datetime:
@@ -93,6 +103,7 @@ def translated(url: URL) -> Iterator[None]:
 
     Raises:
         StoreUnavailableError: the database cannot be reached, opened or written.
+        StoreLockedError: another connection has held a lock for too long.
         SchemaError: a table or column is missing.
     """
     try:
@@ -111,6 +122,11 @@ def translated(url: URL) -> Iterator[None]:
             raise SchemaError(
                 f"database {display_url(url)} lacks a table or column of this version; "
                 f"run: {UPGRADE_COMMAND}"
+            ) from error
+        if code == _LOCKED or reason == "database is locked":
+            raise StoreLockedError(
+                f"database {display_url(url)}: another connection has held a lock for longer than "
+                f"CAPTIONER_DATABASE__BUSY_TIMEOUT_SECONDS: {reason}"
             ) from error
         raise StoreUnavailableError(
             f"database {display_url(url)} cannot be used: {reason}; check {URL_SETTING}"
