@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from celery.worker import state
 
+from captioner.broker.open_queues import OpenQueues, open_queues
 from captioner.celery import QUEUES
 from captioner.domain import Lane
-from captioner.open_queues import OpenQueues, open_queues
 
 ALL = ["submissions", "captions", "captions.bulk", "videos"]
 OPEN = ["submissions", "captions", "captions.bulk"]

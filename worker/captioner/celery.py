@@ -16,11 +16,12 @@ from kombu.entity import Exchange, Queue
 from kombu.exceptions import KombuError
 from kombu.exceptions import OperationalError as BrokerError
 
+from captioner.broker.embedded import prepare_embedded_broker
+from captioner.broker.options import broker_options
 from captioner.domain import Lane
 from captioner.errors import BrokerUnavailableError, SettingsError, describe
 from captioner.logs import configure_logging
 from captioner.settings import Settings, load_settings
-from captioner.transport import broker_options, prepare_embedded_broker
 
 if TYPE_CHECKING:
     from captioner.delivering import DeliveryService
