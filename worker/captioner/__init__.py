@@ -21,10 +21,9 @@ from captioner.domain import (
 )
 from captioner.errors import CaptionerError, DeliveryError, ErrorCode, JobError
 from captioner.events import Event, Receipt
-from captioner.options import AltTextOptions, GenerationOptions
+from captioner.options import AltTextOptions, GenerationOptions, VideoOptions
 from captioner.source import Source
 from captioner.stats import WorkerStats
-from captioner.video_options import VideoOptions
 from captioner.words import content_words
 
 if TYPE_CHECKING:

@@ -27,13 +27,12 @@ from uuid import UUID
 from captioner.celery import create_app
 from captioner.domain import CaptionRequest, Job, JobState, Lane
 from captioner.errors import InvalidRequestError, JobNotFoundError
-from captioner.options import GenerationOptions
+from captioner.options import GenerationOptions, VideoOptions
 from captioner.request_json import alt_text_from, lane_of, options_from, video_from
 from captioner.settings import Settings, load_settings
 from captioner.source import Source
 from captioner.store import Cursor, Submission, open_store
 from captioner.submitting import Refusal, add_each, dispatch
-from captioner.video_options import VideoOptions
 
 #: `wait` asks the database this often at first, and at last.
 FIRST_PAUSE_SECONDS = 0.02

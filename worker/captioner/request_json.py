@@ -11,9 +11,8 @@ from uuid import UUID
 from captioner.containers import VIDEO_SUFFIXES
 from captioner.domain import CaptionRequest, Lane
 from captioner.errors import InvalidRequestError
-from captioner.options import AltTextOptions, GenerationOptions
+from captioner.options import AltTextOptions, GenerationOptions, VideoOptions
 from captioner.source import Source
-from captioner.video_options import VideoOptions
 
 #: What an item of a file may hold.
 ITEM_FIELDS = frozenset({"source", "prompt", "options", "metadata", "client_key", "webhook_url"})

@@ -20,10 +20,9 @@ from captioner.demo.scenes import draw, scenes
 from captioner.domain import CaptionRequest, Job, JobState, Lane
 from captioner.errors import CaptionerError
 from captioner.jobs import Jobs
-from captioner.options import GenerationOptions
+from captioner.options import GenerationOptions, VideoOptions
 from captioner.settings import GenerationSettings, Settings
 from captioner.source import Source
-from captioner.video_options import VideoOptions
 
 SCENE_COUNT = 24
 SCENE_SEED = 2024

@@ -17,7 +17,7 @@ from captioner.cli.output import console
 from captioner.containers import VIDEO_SUFFIXES
 from captioner.errors import InvalidRequestError
 from captioner.logs import configure_logging
-from captioner.video_options import MAX_FRAMES
+from captioner.options.video import MAX_FRAMES
 
 
 def videos(
