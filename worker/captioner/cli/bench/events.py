@@ -35,7 +35,7 @@ def events(
         raise InvalidRequestError("--dead must be less than --targets: the others are measured")
     settings = settings_from(database__url=database)
     configure_logging(settings.log.model_copy(update={"level": "CRITICAL"}))
-    from captioner.queue_bench.deliveries import EventPlan, measure_events
+    from captioner.bench.events import EventPlan, measure_events
 
     plan = EventPlan(count, targets, dead, answer_seconds)
     with telling(6) as say:

@@ -47,9 +47,9 @@ def queue(
     settings = settings_from(broker__url=broker, database__url=database)
     configure_logging(settings.log.model_copy(update={"level": "ERROR"}))
     # Here, because Celery takes its time, and other commands do without.
-    from captioner.queue_bench.place import require_servers
-    from captioner.queue_bench.plan import Plan
-    from captioner.queue_bench.run import measure
+    from captioner.bench.place import require_servers
+    from captioner.bench.plan import Plan
+    from captioner.bench.queue import measure
 
     require_servers(settings)
     plan = Plan(

@@ -55,8 +55,8 @@ def videos(
     )
     configure_logging(settings.log.model_copy(update={"level": "ERROR"}))
     # Here, because Celery takes its time, and other commands do without.
-    from captioner.queue_bench.place import require_servers
-    from captioner.queue_bench.videos import VideoPlan, measure_videos
+    from captioner.bench.place import require_servers
+    from captioner.bench.videos import VideoPlan, measure_videos
 
     require_servers(settings)
     plan = VideoPlan(paths, frames, together)

@@ -13,12 +13,12 @@ from celery import Celery
 from sqlalchemy import Engine
 
 from captioner import celery as captioner_celery
+from captioner.bench import noop, remote, tables
+from captioner.bench.backlog import Queue, filling
+from captioner.bench.plan import CHUNK, Round, Side
+from captioner.bench.processes import WorkerProcess
 from captioner.domain import CaptionRequest, Lane
 from captioner.errors import CaptionerError
-from captioner.queue_bench import noop, remote, tables
-from captioner.queue_bench.plan import CHUNK, Round, Side
-from captioner.queue_bench.processes import WorkerProcess
-from captioner.queue_bench.queues import Queue, filling
 from captioner.settings import Settings
 from captioner.source import Source
 from captioner.store import Store

@@ -25,12 +25,11 @@ def require_servers(settings: Settings) -> None:
     """
     if not settings.broker_url.startswith(("redis://", "rediss://")):
         raise SettingsError(
-            "the queue is measured on a Redis: name one by --broker redis://… "
-            "or CAPTIONER_BROKER__URL"
+            "this is measured on a Redis: name one by --broker redis://… or CAPTIONER_BROKER__URL"
         )
     if not settings.database_url.startswith("postgresql"):
         raise SettingsError(
-            "the queue is measured on a PostgreSQL, where a database is created and dropped: "
+            "this is measured on a PostgreSQL, where a database is created and dropped: "
             "name one by --database postgresql://… or CAPTIONER_DATABASE__URL"
         )
 

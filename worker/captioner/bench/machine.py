@@ -10,9 +10,9 @@ from typing import Any
 
 import redis
 
+from captioner.bench.tables import server_version
 from captioner.cores import available_cores
 from captioner.errors import BrokerUnavailableError, describe
-from captioner.queue_bench.tables import server_version
 from captioner.settings import Settings
 
 _CPU_INFO = Path("/proc/cpuinfo")
