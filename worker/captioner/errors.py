@@ -217,7 +217,7 @@ class DeliveryError(CaptionerError):
         Args:
             message: one line for the delivery log; no secrets.
             status: of the answer, such as the HTTP status.
-            excerpt: the beginning of the answer; 1 KiB is kept.
+            excerpt: the beginning of the answer; 1,024 characters are kept.
             retry_after_seconds: not tried again before then; a day at most is honoured.
             permanent: never tried again.
         """
