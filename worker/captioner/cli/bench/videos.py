@@ -23,11 +23,12 @@ from captioner.options.video import MAX_FRAMES
 def videos(
     context: typer.Context,
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="Of videos.")
+        Path,
+        typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="Folder of videos."),
     ],
     model_id: Model = None,
     frames: Annotated[
-        int, typer.Option("--frames", min=1, max=MAX_FRAMES, help="Of each video.")
+        int, typer.Option("--frames", min=1, max=MAX_FRAMES, help="Frames of each video.")
     ] = 8,
     together: Annotated[
         int, typer.Option("--together", min=1, help="How many are submitted at once, in the end.")
@@ -38,7 +39,7 @@ def videos(
     *,
     random_weights: RandomWeights = False,
 ) -> None:
-    """What does sampling cost beside captioning, and do videos fill batches together?
+    """Measure what sampling videos costs, and how full batches are.
 
     Each video of the folder is captioned alone, then several together, in turn, by a worker of
     this command's own, on a Redis and a PostgreSQL, in which it leaves nothing.

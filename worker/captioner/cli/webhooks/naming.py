@@ -24,7 +24,7 @@ Endpoint = Annotated[
     str,
     typer.Argument(
         metavar="ID",
-        help="An endpoint, or `jobs` for the webhook_url of every job.",
+        help="Id of an endpoint, or `jobs` for the webhook_url of every job.",
         show_default=False,
     ),
 ]

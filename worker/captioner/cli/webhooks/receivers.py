@@ -21,7 +21,10 @@ from captioner.webhooks.endpoints import jobs_endpoint
 
 
 def list_endpoints(*, as_json: Json = False, database: Database = None) -> None:
-    """List receivers: state, what they want, and why one is disabled."""
+    """List receivers.
+
+    Each with its state, the events it wants, and why it is disabled.
+    """
     with opened(database) as (store, _):
         endpoints = store.endpoints()
     if as_json:
@@ -56,7 +59,10 @@ def enable(endpoint: Endpoint, database: Database = None) -> None:
 
 
 def disable(endpoint: Endpoint, database: Database = None) -> None:
-    """Send no more webhooks to a receiver; what is on its way is given up."""
+    """Send no more webhooks to a receiver.
+
+    What is on its way is given up.
+    """
     with opened(database) as (store, settings):
         if endpoint == JOBS:
             jobs_endpoint(store, settings)
