@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import time
@@ -186,3 +187,11 @@ def test_the_module_uses_the_environment_and_survives_a_fork(
         before.close()
     finally:
         door.default.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["submit", "get", "wait", "cancel"])
+def test_the_door_says_what_its_functions_take(name: str) -> None:
+    function, method = getattr(door, name), getattr(Jobs, name)
+    _, *parameters = inspect.signature(method).parameters.values()
+    assert list(inspect.signature(function).parameters.values()) == parameters
+    assert function.__doc__ == method.__doc__

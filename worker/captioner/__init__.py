@@ -1,4 +1,8 @@
-"""captioner: a durable captioning service. This module is the public interface for plugins."""
+"""captioner: a durable captioning service. This module is what plugins import.
+
+Sites that submit jobs import `captioner.jobs`, receivers of webhooks `captioner.webhooks`, tests of
+plugins `captioner.testing`.
+"""
 
 from __future__ import annotations
 
