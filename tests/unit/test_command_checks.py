@@ -23,8 +23,9 @@ from pydantic import SecretStr
 
 from captioner.broker.command_checks import MAX_COUNT, check_command
 from captioner.broker.envelope import MalformedError
-from captioner.celery import EVENTS_QUEUE, QUEUES, SUBMISSIONS_QUEUE, CaptionerApp, create_app
+from captioner.celery import CaptionerApp, create_app
 from captioner.consumer import add_consumer
+from captioner.queues import EVENTS_QUEUE, QUEUES, SUBMISSIONS_QUEUE
 from captioner.settings import BrokerSettings, Settings
 
 #: What they say when a worker was not started for them.

@@ -31,8 +31,9 @@ from captioner.broker.message_guard import (
 )
 from captioner.broker.open_queues import open_queues
 from captioner.broker.options import broker_options
-from captioner.celery import EVENTS_QUEUE, QUEUES, SUBMISSIONS_QUEUE, create_app
+from captioner.celery import create_app
 from captioner.domain import Lane
+from captioner.queues import EVENTS_QUEUE, QUEUES, SUBMISSIONS_QUEUE
 from captioner.settings import BrokerSettings, Settings
 
 

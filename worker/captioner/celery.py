@@ -21,6 +21,7 @@ from captioner.broker.options import broker_options
 from captioner.domain import Lane
 from captioner.errors import BrokerUnavailableError, SettingsError, describe
 from captioner.logs import configure_logging
+from captioner.queues import ALL_QUEUES, EVENTS_QUEUE, QUEUES, SUBMISSIONS_QUEUE
 from captioner.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -34,13 +35,6 @@ DELIVER_TASK = "captioner.deliver"
 MESSAGE_VERSION = 1
 #: Most job ids of one message: bulk work pays Celery's price per message once for all of them.
 MAX_JOBS_PER_MESSAGE = 64
-#: Where each lane's jobs wait, in the order a worker prefers them.
-QUEUES = {Lane.INTERACTIVE: "captions", Lane.BULK: "captions.bulk", Lane.VIDEO: "videos"}
-#: Requests of producers without a database; they go first, because until a worker has inserted
-#: them they are only as safe as Redis.
-SUBMISSIONS_QUEUE = "submissions"
-#: Whoever works for it delivers events; those are in SQL, and a message only says "look now".
-EVENTS_QUEUE = "events"
 #: What no clock comes to by counting messages: a million of them a second for nine years.
 FAR_AHEAD = 2**48
 
@@ -115,7 +109,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
                 # round trips a message, a quarter of the time of the thread that takes them.
                 no_ack=is_redis and name != SUBMISSIONS_QUEUE,
             )
-            for name in (SUBMISSIONS_QUEUE, *QUEUES.values(), EVENTS_QUEUE)
+            for name in ALL_QUEUES
         ],
         "task_default_queue": QUEUES[Lane.INTERACTIVE],
         # A typing error in a queue's name fails at once instead of being published to nobody.

@@ -18,9 +18,10 @@ from uuid import UUID
 from celery.worker import state as worker_state
 from kombu.exceptions import KombuError
 
-from captioner.celery import MAX_JOBS_PER_MESSAGE, QUEUES, CaptionerApp, publish
+from captioner.celery import MAX_JOBS_PER_MESSAGE, CaptionerApp, publish
 from captioner.domain import Lane
 from captioner.errors import BrokerUnavailableError, describe
+from captioner.queues import QUEUES
 from captioner.store import Store
 
 #: A submitter publishes within moments of its commit; older than this, it did not.

@@ -14,7 +14,6 @@ from captioner.settings.model import BLIP_LARGE, EngineSettings, GenerationSetti
 from captioner.settings.section import Section
 from captioner.settings.storage import BrokerSettings, DatabaseSettings, RetentionSettings
 from captioner.settings.worker import (
-    JOB_QUEUES,
     LogSettings,
     PluginSettings,
     RetrySettings,
@@ -24,7 +23,6 @@ from captioner.settings.worker import (
 __all__ = [
     "BLIP_LARGE",
     "ENVIRONMENT_PREFIX",
-    "JOB_QUEUES",
     "BrokerSettings",
     "DatabaseSettings",
     "EngineSettings",
