@@ -19,7 +19,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from captioner.broker.embedded import prepare_embedded_broker
 from captioner.broker.options import broker_options
 from captioner.domain import Lane
-from captioner.errors import BrokerUnavailableError, SettingsError, describe
+from captioner.errors import BrokerUnavailableError, SettingsError
 from captioner.logs import configure_logging
 from captioner.queues import ALL_QUEUES, EVENTS_QUEUE, QUEUES, SUBMISSIONS_QUEUE
 from captioner.settings import Settings, load_settings
@@ -145,10 +145,7 @@ def publish(app: celery.Celery, job_ids: Sequence[UUID], lane: Lane) -> None:
             ignore_result=True,
         )
     except (BrokerError, KombuError, OSError) as error:
-        cause = error.__cause__ or error
-        raise BrokerUnavailableError(
-            f"the broker cannot be reached (CAPTIONER_BROKER__URL): {describe(cause)}"
-        ) from error
+        raise BrokerUnavailableError.because_of(error) from error
 
 
 def publish_look(app: celery.Celery) -> bool:

@@ -7,6 +7,7 @@ Its meaning never changes; new codes may be added.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Self
 
 
 class ErrorCode(StrEnum):
@@ -97,7 +98,8 @@ class PluginError(JobError):
 class CrashError(JobError):
     """The process that worked on this job, and on no other job, died, hung or ran out of memory.
 
-    Counted in SQL: the third time the job fails with `code`, before that it is tried again.
+    Counted in SQL: at the last of `MAX_CRASHES` the job fails with `code`, before that it is tried
+    again.
     """
 
     def __init__(self, code: ErrorCode, message: str) -> None:
@@ -160,6 +162,12 @@ class StoreUnavailableError(CaptionerError):
 
 class BrokerUnavailableError(CaptionerError):
     """The broker cannot be reached."""
+
+    @classmethod
+    def because_of(cls, error: BaseException) -> Self:
+        """For what a library raised, and what made it do so."""
+        cause = error.__cause__ or error
+        return cls(f"the broker cannot be reached (CAPTIONER_BROKER__URL): {describe(cause)}")
 
 
 class JobNotFoundError(CaptionerError):

@@ -106,9 +106,7 @@ def _own_keys(url: str, prefix: str) -> Iterator[None]:
         try:
             client.ping()
         except redis.RedisError as error:
-            raise BrokerUnavailableError(
-                f"the broker cannot be reached (CAPTIONER_BROKER__URL): {describe(error)}"
-            ) from error
+            raise BrokerUnavailableError.because_of(error) from error
         try:
             yield
         finally:
