@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from captioner.containers import PREFIX_BYTES, find_container
 from captioner.domain import (
     Caption,
     CaptionRequest,
@@ -28,6 +27,7 @@ from captioner.events import Event, Receipt
 from captioner.options import AltTextOptions, GenerationOptions, VideoOptions
 from captioner.source import Source
 from captioner.stats import WorkerStats
+from captioner.video_containers import PREFIX_BYTES, find_container
 from captioner.words import content_words
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from captioner.settings.environment import ENVIRONMENT_PREFIX, Settings, load_se
 from captioner.settings.events import EventSettings, WebhookSettings
 from captioner.settings.media import MediaSettings
 from captioner.settings.model import BLIP_LARGE, EngineSettings, GenerationSettings, ModelSettings
-from captioner.settings.section import Section
 from captioner.settings.storage import BrokerSettings, DatabaseSettings, RetentionSettings
 from captioner.settings.worker import (
     LogSettings,
@@ -34,7 +33,6 @@ __all__ = [
     "PluginSettings",
     "RetentionSettings",
     "RetrySettings",
-    "Section",
     "Settings",
     "WebhookSettings",
     "WorkerSettings",

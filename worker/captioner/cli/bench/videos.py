@@ -14,10 +14,10 @@ from captioner.cli.bench.model import RandomWeights, model_of
 from captioner.cli.bench.progress import JsonFile, telling, write_report
 from captioner.cli.environment import Broker, Database, Model, settings_from
 from captioner.cli.output import console
-from captioner.containers import VIDEO_SUFFIXES
 from captioner.errors import InvalidRequestError
 from captioner.logs import configure_logging
 from captioner.options.video import MAX_FRAMES
+from captioner.suffixes import VIDEO_SUFFIXES
 
 
 def videos(
