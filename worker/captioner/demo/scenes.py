@@ -42,7 +42,6 @@ class Scene:
     A scene holds one shape (small or large), two to four alike, or two of different colours of
     which one is clearly left of or above the other.
 
-
     Raises:
         ValueError: if the picture would have no caption, or more than one.
     """
