@@ -37,6 +37,14 @@ def jobs(tmp_path: Path) -> Iterator[Jobs]:
         yield jobs
 
 
+@pytest.mark.parametrize("name", ["submit", "get", "wait", "cancel"])
+def test_the_door_says_what_its_functions_take(name: str) -> None:
+    function, method = getattr(door, name), getattr(Jobs, name)
+    _, *parameters = inspect.signature(method).parameters.values()
+    assert list(inspect.signature(function).parameters.values()) == parameters
+    assert function.__doc__ == method.__doc__
+
+
 def test_a_submission_is_a_queued_row_and_a_message(jobs: Jobs) -> None:
     job = jobs.submit("/a.jpg", prompt="a photo of", metadata={"ref": "ä"}, client_key="k")
     assert (job.state, job.attempt, job.lane) == (JobState.QUEUED, 0, Lane.INTERACTIVE)
@@ -187,11 +195,3 @@ def test_the_module_uses_the_environment_and_survives_a_fork(
         before.close()
     finally:
         door.default.cache_clear()
-
-
-@pytest.mark.parametrize("name", ["submit", "get", "wait", "cancel"])
-def test_the_door_says_what_its_functions_take(name: str) -> None:
-    function, method = getattr(door, name), getattr(Jobs, name)
-    _, *parameters = inspect.signature(method).parameters.values()
-    assert list(inspect.signature(function).parameters.values()) == parameters
-    assert function.__doc__ == method.__doc__

@@ -9,7 +9,7 @@ import typer
 from captioner.cli import events
 from captioner.cli.environment import Broker, Database, Json
 from captioner.cli.output import print_json, remarks
-from captioner.cli.webhooks.naming import Endpoint, endpoint_id_of, opened, target_of
+from captioner.cli.webhooks.naming import Registered, endpoint_id_of, opened, target_of
 from captioner.errors import DeliveryError
 from captioner.events import DeliveryState
 from captioner.redaction import printable, printable_lines
@@ -17,7 +17,7 @@ from captioner.webhooks.endpoints import PLUGIN
 
 
 def send_test_event(
-    endpoint: Endpoint, *, as_json: Json = False, database: Database = None
+    endpoint: Registered, *, as_json: Json = False, database: Database = None
 ) -> None:
     """Post one webhook of the type webhook.test from here.
 

@@ -10,6 +10,7 @@ from captioner.cli.output import console, plain, print_json, remarks
 from captioner.cli.webhooks.naming import (
     JOBS,
     Endpoint,
+    Registered,
     endpoint_id_of,
     mapping_of,
     name_of,
@@ -70,7 +71,7 @@ def disable(endpoint: Endpoint, database: Database = None) -> None:
     typer.echo(f"{endpoint}: disabled")
 
 
-def remove(endpoint: Endpoint, database: Database = None) -> None:
+def remove(endpoint: Registered, database: Database = None) -> None:
     """Forget a receiver and its secret."""
     if endpoint == JOBS:
         raise InvalidRequestError("disable this one: every job may name a webhook_url")
