@@ -17,9 +17,10 @@ from PIL import Image
 from redis import Redis
 from sqlalchemy import Engine, create_engine, false, func, select, update
 
-from captioner.celery import QUEUES, publish
+from captioner.celery import publish
 from captioner.domain import CaptionRequest, JobState, Lane
 from captioner.jobs import Jobs
+from captioner.queues import QUEUES
 from captioner.source import Source
 from captioner.store import upgrade
 from captioner.store.models import CaptionRow, EventRow, JobRow, WorkerRow

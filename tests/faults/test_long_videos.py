@@ -15,9 +15,9 @@ from sqlalchemy import select
 
 from captioner.captioning import FRAMES_IN_FLIGHT
 from captioner.domain import CaptionRequest, JobState, Lane
+from captioner.options import VideoOptions
 from captioner.source import Source
 from captioner.store.models import FrameRow
-from captioner.video_options import VideoOptions
 from faults.house import House, Ledger, children, kill, lives
 from processes import wait_until
 from videos import write_video

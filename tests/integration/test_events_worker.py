@@ -11,10 +11,11 @@ import pytest
 from celery import Celery
 from sqlalchemy import create_engine, select
 
-from captioner.celery import DELIVER_TASK, EVENTS_QUEUE, create_app, publish
+from captioner.celery import DELIVER_TASK, create_app, publish
 from captioner.domain import CaptionRequest, JobState, Lane
 from captioner.events import DeliveryState
 from captioner.jobs import Jobs
+from captioner.queues import EVENTS_QUEUE
 from captioner.source import Source
 from captioner.store import Store, create_store_engine, upgrade
 from captioner.store.models import WorkerRow

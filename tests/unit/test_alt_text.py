@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 import captioner_alt_text
 from captioner import AltTextOptions, Caption, CaptionRequest, GenerationOptions, Source
 from captioner.errors import InvalidRequestError
-from captioner.options import options_from_mapping, options_mapping
+from captioner.options import VideoOptions, options_from_mapping, options_mapping
 from captioner.request_json import request_from_item
 from captioner.store.mapping import fingerprint
 from captioner.testing import FakeCaption, FakeCaptionModel, caption_with
-from captioner.video_options import VideoOptions
 from captioner_alt_text import alt_text_of, process_caption
 
 CAPTION = Caption(text="a picture of a cat", continuation="a cat", score=-1.0)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from captioner.bench import null_model
+from captioner.bench.plan import Round, Side
+from captioner.bench.processes import running
+from captioner.bench.queue import summary
 from captioner.domain import CaptionRequest, Media
 from captioner.options import GenerationOptions
-from captioner.queue_bench import null_model
-from captioner.queue_bench.plan import Round, Side
-from captioner.queue_bench.processes import running
-from captioner.queue_bench.run import summary
 from captioner.settings import ModelSettings, Settings
 from captioner.source import Source
 from processes import captioner, environment, wait_until

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from kombu.pidbox import Mailbox
 from pydantic import SecretStr
 
-from captioner.celery import EVENTS_QUEUE, QUEUES, SUBMISSIONS_QUEUE, CaptionerApp, create_app
-from captioner.command_checks import MAX_COUNT, check_command
+from captioner.broker.command_checks import MAX_COUNT, check_command
+from captioner.broker.envelope import MalformedError
+from captioner.celery import CaptionerApp, create_app
 from captioner.consumer import add_consumer
-from captioner.envelope import MalformedError
+from captioner.queues import EVENTS_QUEUE, QUEUES, SUBMISSIONS_QUEUE
 from captioner.settings import BrokerSettings, Settings
 
 #: What they say when a worker was not started for them.

@@ -21,9 +21,9 @@ from sqlalchemy import make_url
 from typer.testing import CliRunner
 
 from captioner.cli.main import app as captioner
+from captioner.queues import JOB_QUEUES
 from captioner.settings import (
     ENVIRONMENT_PREFIX,
-    JOB_QUEUES,
     BrokerSettings,
     Settings,
     WorkerSettings,
@@ -300,7 +300,7 @@ def test_services_wait_for_what_can_be_waited_for() -> None:
 def test_every_queue_has_a_worker() -> None:
     broker = BrokerSettings(url=SecretStr("redis://redis"))
     assert SERVICES["worker"]["command"] == ["worker"]
-    assert Settings(broker=broker).queues == JOB_QUEUES, "all but events"
+    assert Settings(broker=broker).queues == ",".join(JOB_QUEUES), "all but events"
     assert SERVICES["events"]["command"] == ["worker", "--queues", "events"]
 
 

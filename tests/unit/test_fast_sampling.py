@@ -30,7 +30,7 @@ from captioner.inference.captions import Request
 from captioner.inference.pixels import Picture, PixelSettings, normalise, resize
 from captioner.inference.processors import warp
 from captioner.inference.sampling import draw, uniform
-from captioner.options import REPETITION_PENALTIES, TEMPERATURES
+from captioner.options.generation import REPETITION_PENALTIES, TEMPERATURES
 from checkpoints import (
     DEC,
     IMAGE_SIZE,

@@ -11,10 +11,10 @@ from captioner import Caption, FrameCaptions, VideoOptions, frame_log
 from captioner.domain import CaptionRequest, ClaimedJob, Lane, Progress
 from captioner.errors import StoreUnavailableError
 from captioner.frame_log import FrameLog
+from captioner.options.video import Mode
 from captioner.source import Source
 from captioner.store import Store
 from captioner.testing import FakeCaptionModel, memory_store
-from captioner.video_options import Mode
 from stored import claimed
 
 MODEL = FakeCaptionModel().info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import time
@@ -34,6 +35,14 @@ def jobs(tmp_path: Path) -> Iterator[Jobs]:
     settings = Settings(data_dir=tmp_path, generation=GenerationSettings(num_beams=2))
     with Jobs(settings) as jobs:
         yield jobs
+
+
+@pytest.mark.parametrize("name", ["submit", "get", "wait", "cancel"])
+def test_the_door_says_what_its_functions_take(name: str) -> None:
+    function, method = getattr(door, name), getattr(Jobs, name)
+    _, *parameters = inspect.signature(method).parameters.values()
+    assert list(inspect.signature(function).parameters.values()) == parameters
+    assert function.__doc__ == method.__doc__
 
 
 def test_a_submission_is_a_queued_row_and_a_message(jobs: Jobs) -> None:

@@ -11,10 +11,10 @@ import pytest
 from captioner.domain import CaptionRequest, Lane
 from captioner.errors import InvalidRequestError
 from captioner.jobs import Jobs
+from captioner.options import VideoOptions
 from captioner.request_json import lane_of, request_from_item, request_from_message
 from captioner.settings import Settings
 from captioner.source import Source
-from captioner.video_options import VideoOptions
 
 EVERY_TEN_SECONDS = {"strategy": "interval", "interval_seconds": 10}
 VIDEOS: list[dict[str, Any]] = [

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from captioner.broker.envelope import MalformedError
+from captioner.broker.message_checks import check_broadcast, check_event, check_reply
 from captioner.celery import FAR_AHEAD, CaptionerApp, create_app
-from captioner.envelope import MalformedError
-from captioner.message_checks import check_broadcast, check_event, check_reply
 from captioner.settings import BrokerSettings, Settings
 
 EVENT = {"type": "worker-online", "hostname": "a", "timestamp": 1.0}

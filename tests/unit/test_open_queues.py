@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 from celery.worker import state
 
-from captioner.celery import QUEUES
-from captioner.domain import Lane
-from captioner.open_queues import OpenQueues, open_queues
+from captioner.broker.open_queues import OpenQueues, open_queues
 
 ALL = ["submissions", "captions", "captions.bulk", "videos"]
 OPEN = ["submissions", "captions", "captions.bulk"]
@@ -94,9 +92,3 @@ def test_a_worker_of_bulk_alone_closes_no_queue() -> None:
     mine.has_plenty = lambda: True  # it takes no message at all then: see `TaskPool`
     assert mine.among(["captions.bulk"]) == ["captions.bulk"]
     assert not mine.bulk_is_closed(["captions.bulk"])
-
-
-def test_the_names_are_those_of_the_queues() -> None:
-    assert {lane: QUEUES[lane] for lane in Lane} == dict(
-        zip((Lane.INTERACTIVE, Lane.BULK, Lane.VIDEO), NAMES, strict=True)
-    )

@@ -97,6 +97,14 @@ def test_every_hook_is_typed_and_says_what_it_is_for(name: str) -> None:
         assert parameter.annotation is not inspect.Parameter.empty
 
 
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_type_of_a_hook_is_public(name: str) -> None:
+    signature = inspect.signature(HOOKS[name])
+    written = [one.annotation for one in signature.parameters.values()]
+    types = set(re.findall(r"[A-Z]\w+", " ".join([*written, signature.return_annotation])))
+    assert types - {"Collection", "Iterable", "None", "Path", "Sequence"} <= set(captioner.__all__)
+
+
 # --- Built-in plugins -----------------------------------------------------------------------------
 
 

@@ -11,8 +11,8 @@ import pytest
 from celery.worker import state as worker_state
 from kombu.asynchronous import Hub, get_event_loop, set_event_loop
 
+from captioner.broker.open_queues import open_queues
 from captioner.celery import create_app
-from captioner.open_queues import open_queues
 from captioner.pool import TaskPool
 from captioner.settings import Settings
 

@@ -61,6 +61,14 @@ def test_every_error_code_is_documented() -> None:
     assert documented == {code.value: "yes" if code.retryable else "no" for code in ErrorCode}
 
 
+def test_the_map_of_the_package_is_true() -> None:
+    rows = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("| what happens | modules |\n")[1]
+    named = re.findall(r"`(\w+)`", rows.partition("\n\n")[0])
+    there = {path.stem for path in (ROOT / "worker" / "captioner").iterdir()}
+    assert len(named) > 20
+    assert set(named) <= there
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):

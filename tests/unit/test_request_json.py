@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from captioner.cli.items import items_of_file
 from captioner.domain import CaptionRequest
 from captioner.errors import InvalidRequestError
-from captioner.given import shown, shown_names
-from captioner.options import AltTextOptions, GenerationOptions
+from captioner.options import AltTextOptions, GenerationOptions, VideoOptions
+from captioner.options.values import shown, shown_names
 from captioner.request_json import MESSAGE_FIELDS, request_from_item, request_from_message
-from captioner.video_options import VideoOptions
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,7 +27,6 @@ from captioner import (
     hookimpl,
     service,
 )
-from captioner.captioning import CHECK_SECONDS
 from captioner.chains import Threads
 from captioner.domain import JobState, Outcome, Requeue
 from captioner.engine import InlineEngine
@@ -41,6 +40,7 @@ from captioner.settings import MediaSettings, Settings
 from captioner.stats import WorkerStats
 from captioner.store import Store, create_store_engine, upgrade
 from captioner.testing import FakeCaption, FakeCaptionModel
+from captioner.watch import CHECK_SECONDS
 from processes import wait_until
 
 

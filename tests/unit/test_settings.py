@@ -6,8 +6,8 @@ import pytest
 
 from captioner.celery import app
 from captioner.errors import SettingsError
+from captioner.queues import ALL_QUEUES
 from captioner.settings import Settings, load_settings
-from captioner.settings.worker import ALL_QUEUES
 
 
 def set_environment(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:

@@ -21,18 +21,20 @@ from kombu.transport import sqlalchemy as sqlalchemy_transport
 from pydantic import SecretStr
 from redis import exceptions as redis_errors
 
-from captioner.celery import EVENTS_QUEUE, QUEUES, SUBMISSIONS_QUEUE, create_app
-from captioner.domain import Lane
-from captioner.message_guard import (
+from captioner.broker.embedded import EMBEDDED_PREFIX, prepare_embedded_broker
+from captioner.broker.message_guard import (
     CLOSED_SECONDS,
     GuardedChannel,
     GuardedClient,
     GuardedPubSub,
     GuardedQoS,
 )
-from captioner.open_queues import open_queues
+from captioner.broker.open_queues import open_queues
+from captioner.broker.options import broker_options
+from captioner.celery import create_app
+from captioner.domain import Lane
+from captioner.queues import EVENTS_QUEUE, QUEUES, SUBMISSIONS_QUEUE
 from captioner.settings import BrokerSettings, Settings
-from captioner.transport import EMBEDDED_PREFIX, broker_options, prepare_embedded_broker
 
 
 def settings(url: str, folder: Path) -> Settings:
@@ -176,7 +178,7 @@ def test_an_embedded_queue_is_looked_into_when_something_was_written(
         looks = 0
     # By whomever it was written, also by another process.
     program = (
-        "import sys; from captioner.transport import TRANSPORT_ALIASES;"
+        "import sys; from captioner.broker.options import TRANSPORT_ALIASES;"
         "from kombu import Connection; Connection(sys.argv[1]).channel()._put('b', {'by': 'other'})"
     )
     run([sys.executable, "-c", program, embedded.as_uri()], check=True)

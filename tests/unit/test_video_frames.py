@@ -18,10 +18,10 @@ from PIL import Image
 
 import captioner_video
 from captioner import CaptionRequest, ErrorCode, Frame, JobError, Media, Source, VideoOptions
-from captioner.containers import find_container
 from captioner.plugins import Plugins
 from captioner.sampling import InlineSampler, open_plugins
 from captioner.settings import MediaSettings, PluginSettings
+from captioner.video_containers import find_container
 from captioner_video.decoding import Reader
 from captioner_video.opening import opened, video_stream
 from captioner_video.sampling import frames_of

@@ -23,10 +23,10 @@ from typing import Any
 import pytest
 
 from captioner import CaptionRequest, ErrorCode, Frame, JobError, Media, Source, VideoOptions
-from captioner.containers import find_container
 from captioner.errors import CrashError
 from captioner.sampling import ChildSampler, InlineSampler, open_plugins
 from captioner.settings import LogSettings, MediaSettings, PluginSettings
+from captioner.video_containers import find_container
 from captioner_video import opening
 from videos import clock, plain, write_song_with_cover, write_video
 

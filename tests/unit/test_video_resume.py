@@ -30,13 +30,13 @@ from captioner.captioning import FRAMES_IN_FLIGHT
 from captioner.domain import JobState, Lane, ModelInfo, Progress, Requeue
 from captioner.engine import InlineEngine
 from captioner.errors import StoreUnavailableError
+from captioner.options.video import Mode
 from captioner.plugins import Plugins
 from captioner.sampling import InlineSampler
 from captioner.service import CaptionService
 from captioner.settings import MediaSettings, RetrySettings, Settings
 from captioner.store import Store, create_store_engine, upgrade
 from captioner.testing import FakeCaption, FakeCaptionModel
-from captioner.video_options import Mode
 from captioner_video.sampling import frames_of
 from videos import clock, lengthened, plain, told, write_video
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner import VideoOptions
-from captioner.video_options import FPS, INTERVALS
+from captioner.options.video import FPS, INTERVALS
 from captioner_video.strategies import count_times, plan_times, spread, still_to_do
 
 durations = st.floats(0.04, 20_000)

@@ -1,4 +1,8 @@
-"""captioner: a durable captioning service. This module is the public interface for plugins."""
+"""captioner: a durable captioning service. This module is what plugins import.
+
+Sites that submit jobs import `captioner.jobs`, receivers of webhooks `captioner.webhooks`, tests of
+plugins `captioner.testing`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from captioner.containers import PREFIX_BYTES, find_container
 from captioner.domain import (
     Caption,
     CaptionRequest,
@@ -21,28 +24,37 @@ from captioner.domain import (
 )
 from captioner.errors import CaptionerError, DeliveryError, ErrorCode, JobError
 from captioner.events import Event, Receipt
-from captioner.options import AltTextOptions, GenerationOptions
+from captioner.model import CaptionModel, JointCaptionModel
+from captioner.options import AltTextOptions, GenerationOptions, VideoOptions
 from captioner.source import Source
 from captioner.stats import WorkerStats
-from captioner.video_options import VideoOptions
+from captioner.video_containers import PREFIX_BYTES, find_container
 from captioner.words import content_words
 
 if TYPE_CHECKING:
     from captioner.media.frames import square
-    from captioner.settings import MediaSettings
+    from captioner.settings import MediaSettings, Settings
+    from captioner.store import Store
 
 __version__ = version("captioner")
 
 #: Marks a plugin's function as the implementation of the hook of the same name.
 hookimpl = pluggy.HookimplMarker("captioner")
 
-#: Where the names are that load numpy, Pillow or pydantic; who does not use them need not wait.
-_ELSEWHERE = {"MediaSettings": "captioner.settings", "square": "captioner.media.frames"}
+#: Where the names are that load numpy, Pillow, pydantic or SQLAlchemy: who does not use them need
+#: not wait.
+_ELSEWHERE = {
+    "MediaSettings": "captioner.settings",
+    "Settings": "captioner.settings",
+    "Store": "captioner.store",
+    "square": "captioner.media.frames",
+}
 
 __all__ = [
     "PREFIX_BYTES",
     "AltTextOptions",
     "Caption",
+    "CaptionModel",
     "CaptionRequest",
     "CaptionerError",
     "DeliveryError",
@@ -54,11 +66,14 @@ __all__ = [
     "Job",
     "JobError",
     "JobState",
+    "JointCaptionModel",
     "Media",
     "MediaSettings",
     "ModelInfo",
     "Receipt",
+    "Settings",
     "Source",
+    "Store",
     "VideoOptions",
     "WorkerStats",
     "__version__",

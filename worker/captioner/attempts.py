@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from captioner.captioning import CHECK_SECONDS, Captioning
+from captioner.captioning import Captioning
 from captioner.chains import Chain, Threads
 from captioner.domain import (
     Caption,
@@ -36,6 +36,7 @@ from captioner.pipeline import Pipeline
 from captioner.providers import Found
 from captioner.retrying import retry
 from captioner.settings import RetrySettings
+from captioner.watch import CHECK_SECONDS
 
 #: How long plugins may be at work on the captions of one job.
 FINISH_SECONDS = 60.0

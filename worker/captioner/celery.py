@@ -16,11 +16,13 @@ from kombu.entity import Exchange, Queue
 from kombu.exceptions import KombuError
 from kombu.exceptions import OperationalError as BrokerError
 
+from captioner.broker.embedded import prepare_embedded_broker
+from captioner.broker.options import broker_options
 from captioner.domain import Lane
-from captioner.errors import BrokerUnavailableError, SettingsError, describe
+from captioner.errors import BrokerUnavailableError, SettingsError
 from captioner.logs import configure_logging
+from captioner.queues import ALL_QUEUES, EVENTS_QUEUE, QUEUES, SUBMISSIONS_QUEUE
 from captioner.settings import Settings, load_settings
-from captioner.transport import broker_options, prepare_embedded_broker
 
 if TYPE_CHECKING:
     from captioner.delivering import DeliveryService
@@ -33,13 +35,6 @@ DELIVER_TASK = "captioner.deliver"
 MESSAGE_VERSION = 1
 #: Most job ids of one message: bulk work pays Celery's price per message once for all of them.
 MAX_JOBS_PER_MESSAGE = 64
-#: Where each lane's jobs wait, in the order a worker prefers them.
-QUEUES = {Lane.INTERACTIVE: "captions", Lane.BULK: "captions.bulk", Lane.VIDEO: "videos"}
-#: Requests of producers without a database; they go first, because until a worker has inserted
-#: them they are only as safe as Redis.
-SUBMISSIONS_QUEUE = "submissions"
-#: Whoever works for it delivers events; those are in SQL, and a message only says "look now".
-EVENTS_QUEUE = "events"
 #: What no clock comes to by counting messages: a million of them a second for nine years.
 FAR_AHEAD = 2**48
 
@@ -114,7 +109,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
                 # round trips a message, a quarter of the time of the thread that takes them.
                 no_ack=is_redis and name != SUBMISSIONS_QUEUE,
             )
-            for name in (SUBMISSIONS_QUEUE, *QUEUES.values(), EVENTS_QUEUE)
+            for name in ALL_QUEUES
         ],
         "task_default_queue": QUEUES[Lane.INTERACTIVE],
         # A typing error in a queue's name fails at once instead of being published to nobody.
@@ -150,10 +145,7 @@ def publish(app: celery.Celery, job_ids: Sequence[UUID], lane: Lane) -> None:
             ignore_result=True,
         )
     except (BrokerError, KombuError, OSError) as error:
-        cause = error.__cause__ or error
-        raise BrokerUnavailableError(
-            f"the broker cannot be reached (CAPTIONER_BROKER__URL): {describe(cause)}"
-        ) from error
+        raise BrokerUnavailableError.because_of(error) from error
 
 
 def publish_look(app: celery.Celery) -> bool:

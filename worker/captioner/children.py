@@ -131,7 +131,7 @@ def socket_of(connection: Connection[Any, Any]) -> Iterator[socket.socket]:
     A connection waits for its other end. A socket that is made while the process gives new ones a
     timeout does not, and neither does what shares it. Celery sets such a timeout in a worker that
     ends, whichever thread makes sockets then, kombu after lost connections but for
-    `lost_connections.py`, and a plugin may.
+    `broker/lost_connections.py`, and a plugin may.
     """
     with socket.socket(fileno=os.dup(connection.fileno())) as pipe:
         pipe.settimeout(None)

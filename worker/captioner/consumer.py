@@ -16,9 +16,9 @@ from celery import signals
 from celery.worker import consumer, request
 from celery.worker.control import control_command
 
+from captioner.broker.open_queues import open_queues
 from captioner.celery import shown
 from captioner.errors import describe
-from captioner.open_queues import open_queues
 from captioner.request_json import as_uuid
 
 logger = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ Its meaning never changes; new codes may be added.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Self
 
 
 class ErrorCode(StrEnum):
@@ -97,7 +98,8 @@ class PluginError(JobError):
 class CrashError(JobError):
     """The process that worked on this job, and on no other job, died, hung or ran out of memory.
 
-    Counted in SQL: the third time the job fails with `code`, before that it is tried again.
+    Counted in SQL: at the last of `MAX_CRASHES` the job fails with `code`, before that it is tried
+    again.
     """
 
     def __init__(self, code: ErrorCode, message: str) -> None:
@@ -165,6 +167,12 @@ class StoreLockedError(StoreUnavailableError):
 class BrokerUnavailableError(CaptionerError):
     """The broker cannot be reached."""
 
+    @classmethod
+    def because_of(cls, error: BaseException) -> Self:
+        """For what a library raised, and what made it do so."""
+        cause = error.__cause__ or error
+        return cls(f"the broker cannot be reached (CAPTIONER_BROKER__URL): {describe(cause)}")
+
 
 class JobNotFoundError(CaptionerError):
     """No job has this id. An unknown id is never reported as pending."""
@@ -221,7 +229,7 @@ class DeliveryError(CaptionerError):
         Args:
             message: one line for the delivery log; no secrets.
             status: of the answer, such as the HTTP status.
-            excerpt: the beginning of the answer; 1 KiB is kept.
+            excerpt: the beginning of the answer; 1,024 characters are kept.
             retry_after_seconds: not tried again before then; a day at most is honoured.
             permanent: never tried again.
         """

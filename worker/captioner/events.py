@@ -10,6 +10,8 @@ from uuid import UUID
 from captioner.domain import JobState, Lane
 
 MAX_TARGET_CHARACTERS = 255
+#: Of an answer, kept in the delivery log.
+MAX_EXCERPT_CHARACTERS = 1_024
 
 
 def event_type(state: JobState, lane: Lane) -> str:
@@ -60,5 +62,5 @@ class Receipt:
 
     #: Such as the HTTP status.
     status: int | None = None
-    #: The beginning of the answer; 1 KiB is kept.
+    #: The beginning of the answer; `MAX_EXCERPT_CHARACTERS` are kept.
     excerpt: str = ""

@@ -1,11 +1,10 @@
 """The hooks a plugin may implement: this file is the contract.
 
-Two kinds, two policies. *Providers* take part in a job: the first result that is not None wins
+Three kinds, three policies. *Providers* take part in a job: the first result that is not None wins
 (`process_caption` is a chain instead), and an error fails the job as `plugin_failed`, naming the
-plugin. *Observers* are told: their result is ignored, an error is logged with the plugin's name and
-harms nothing, and each plugin is told in a thread of its own. Between the two stand the hooks of
-events, which workers of the queue `events` call: they can fail no job either, and what fails or
-hangs is tried again.
+plugin. The hooks of *events* are called by workers of the queue `events`: they can fail no job, and
+what fails or hangs is tried again. *Observers* are told: their result is ignored, an error is
+logged with the plugin's name and harms nothing, and each plugin is told in a thread of its own.
 
 A plugin names only the arguments it wants.
 """

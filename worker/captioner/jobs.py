@@ -8,12 +8,14 @@ The door for a site's own Python code; it needs neither torch nor Pillow:
     job = jobs.wait(job.id, timeout_seconds=60)
     print(job.caption)
 
-The functions use the settings of the environment; `Jobs` takes others.
+`submit`, `get`, `wait` and `cancel` use the settings of the environment; a `Jobs` can do more, and
+takes others.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import os
 import time
@@ -21,19 +23,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from uuid import UUID
 
 from captioner.celery import create_app
 from captioner.domain import CaptionRequest, Job, JobState, Lane
 from captioner.errors import InvalidRequestError, JobNotFoundError
-from captioner.options import GenerationOptions
+from captioner.options import GenerationOptions, VideoOptions
 from captioner.request_json import alt_text_from, lane_of, options_from, video_from
 from captioner.settings import Settings, load_settings
 from captioner.source import Source
 from captioner.store import Cursor, Submission, open_store
 from captioner.submitting import Refusal, add_each, dispatch
-from captioner.video_options import VideoOptions
 
 #: `wait` asks the database this often at first, and at last.
 FIRST_PAUSE_SECONDS = 0.02
@@ -42,6 +43,9 @@ LAST_PAUSE_SECONDS = 1.0
 LOOKUP_CHUNK = 500
 #: Rows that `submit_each` inserts in one transaction: eight full messages.
 SUBMIT_CHUNK = 512
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 class Jobs(AbstractContextManager["Jobs"]):
@@ -111,6 +115,7 @@ class Jobs(AbstractContextManager["Jobs"]):
         Raises:
             InvalidRequestError: the request cannot be used.
             DuplicateClientKeyError: the key belongs to a different request.
+            StoreUnavailableError: the database cannot be reached; nothing is submitted.
         """
         if isinstance(options, GenerationOptions):
             options = options.as_mapping()
@@ -142,6 +147,14 @@ class Jobs(AbstractContextManager["Jobs"]):
 
         A broker that is away fails nothing: the jobs stay `queued`, a warning is logged, and a
         worker publishes them when it can.
+
+        Returns:
+            What became of each request, in their order: its job, and whether that is a new one.
+
+        Raises:
+            InvalidRequestError: a request cannot be stored; nothing is submitted.
+            DuplicateClientKeyError: a key belongs to a different request; nothing is submitted.
+            StoreUnavailableError: the database cannot be reached; nothing is submitted.
         """
         submissions = self._store.add(list(requests))
         dispatch(self._app, self._store, [s.job for s in submissions if s.created])
@@ -168,29 +181,43 @@ class Jobs(AbstractContextManager["Jobs"]):
             yield from results
 
     def get(self, job_id: UUID | str) -> Job:
-        """Look one job up.
+        """Look one job up, with its captions once it has any.
 
         Raises:
+            InvalidRequestError: it is no job's id, which are UUIDs.
             JobNotFoundError: no job has this id.
+            StoreUnavailableError: the database cannot be reached.
         """
         return self._store.get(_uuid(job_id))
 
     def list(
         self, *, state: JobState | None = None, limit: int = 50, before: Job | None = None
     ) -> list[Job]:
-        """Jobs, newest first; `before` continues where a page ended."""
+        """One page of jobs, newest first.
+
+        Args:
+            state: only jobs in this one.
+            limit: how many at most.
+            before: the last job of the page before; None: the first page.
+        """
         cursor = Cursor.after(before) if before else None
         return self._store.list_jobs(state=state, limit=limit, before=cursor)
 
     def count_by_state(self) -> dict[JobState, int]:
-        """How many jobs are in each state."""
+        """How many jobs are in each state; every state is there."""
         return self._store.count_by_state()
 
     def wait(self, job_id: UUID | str, *, timeout_seconds: float | None = None) -> Job:
-        """Wait until a job has ended.
+        """Wait until a job has ended, however it did: `job.state` says how.
+
+        Args:
+            job_id: which one.
+            timeout_seconds: how long to wait; None: until it has ended.
 
         Raises:
+            InvalidRequestError: it is no job's id, which are UUIDs.
             JobNotFoundError: no job has this id.
+            StoreUnavailableError: the database cannot be reached.
             TimeoutError: it has not ended in time; it goes on all the same.
         """
         for job in self.wait_each([job_id], timeout_seconds=timeout_seconds):
@@ -212,7 +239,9 @@ class Jobs(AbstractContextManager["Jobs"]):
             look: called with each that has not ended, whenever the database was asked.
 
         Raises:
+            InvalidRequestError: one of them is no job's id.
             JobNotFoundError: one of them does not exist.
+            StoreUnavailableError: the database cannot be reached.
         """
         pending = list(dict.fromkeys(_uuid(job_id) for job_id in job_ids))
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
@@ -246,8 +275,13 @@ class Jobs(AbstractContextManager["Jobs"]):
 
         A worker that is captioning it finds its result unwanted.
 
+        Returns:
+            The job as it is now.
+
         Raises:
+            InvalidRequestError: it is no job's id, which are UUIDs.
             JobNotFoundError: no job has this id.
+            StoreUnavailableError: the database cannot be reached.
         """
         self._store.cancel([_uuid(job_id)])
         return self.get(job_id)
@@ -282,21 +316,22 @@ def default() -> Jobs:
     return Jobs()
 
 
-def submit(source: str, **arguments: Any) -> Job:
-    """`Jobs.submit` on the environment's installation."""
-    return default().submit(source, **arguments)
+def _of_default(
+    method: Callable[Concatenate[Jobs, Parameters], Result],
+) -> Callable[Parameters, Result]:
+    """A method on the environment's installation, with the method's own signature and docstring."""
+
+    @functools.wraps(method)
+    def call(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
+        return method(default(), *arguments, **named)
+
+    signature = inspect.signature(method)
+    _, *parameters = signature.parameters.values()
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return call
 
 
-def get(job_id: UUID | str) -> Job:
-    """`Jobs.get` on the environment's installation."""
-    return default().get(job_id)
-
-
-def wait(job_id: UUID | str, *, timeout_seconds: float | None = None) -> Job:
-    """`Jobs.wait` on the environment's installation."""
-    return default().wait(job_id, timeout_seconds=timeout_seconds)
-
-
-def cancel(job_id: UUID | str) -> Job:
-    """`Jobs.cancel` on the environment's installation."""
-    return default().cancel(job_id)
+submit = _of_default(Jobs.submit)
+get = _of_default(Jobs.get)
+wait = _of_default(Jobs.wait)
+cancel = _of_default(Jobs.cancel)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from captioner.engine import CaptionModel, Engine, InlineEngine, ProcessEngine
+from captioner.engine import Engine, InlineEngine, ProcessEngine
 from captioner.errors import ModelLoadError
+from captioner.model import CaptionModel
 from captioner.plugins import load_plugins
 from captioner.settings import Settings
 

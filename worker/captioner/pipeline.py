@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
-from captioner.captioning import Captioned, Captioning, Watch
+from captioner.captioning import Captioned, Captioning
 from captioner.disk_room import filling, job_folder
 from captioner.domain import CaptionRequest
 from captioner.engine import Engine
@@ -23,6 +23,7 @@ from captioner.plugins import Plugins
 from captioner.providers import Found, Providers
 from captioner.sampling import Sampler
 from captioner.settings import MediaSettings
+from captioner.watch import Watch
 
 #: The folder of what is not brought anywhere.
 _NOWHERE = nullcontext(Path(os.devnull))

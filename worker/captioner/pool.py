@@ -16,10 +16,10 @@ from celery.concurrency import thread
 from celery.worker import state as worker_state
 from kombu.asynchronous import get_event_loop
 
+from captioner.broker.open_queues import open_queues
 from captioner.celery import CaptionerApp
 from captioner.errors import CaptionerError, SettingsError
 from captioner.housekeeping import CONNECTIONS, Housekeeping
-from captioner.open_queues import open_queues
 from captioner.shutdown import ImmediateEnd
 from captioner.store import open_store
 from captioner.worker_parts import WorkerParts, open_parts

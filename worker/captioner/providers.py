@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from captioner.containers import PREFIX_BYTES
 from captioner.domain import JOINT, Caption, CaptionRequest, FrameCaptions, Media
 from captioner.errors import JobError, PluginError
 from captioner.media import LocalFolders, check_size, open_source
 from captioner.plugins import Plugins
 from captioner.settings import MediaSettings
 from captioner.source import Source
+from captioner.video_containers import PREFIX_BYTES
 
 _TIMES = ("start_seconds", "end_seconds", "frame_seconds")
 

@@ -18,9 +18,10 @@ from uuid import UUID
 from celery.worker import state as worker_state
 from kombu.exceptions import KombuError
 
-from captioner.celery import MAX_JOBS_PER_MESSAGE, QUEUES, CaptionerApp, publish
+from captioner.celery import MAX_JOBS_PER_MESSAGE, CaptionerApp, publish
 from captioner.domain import Lane
-from captioner.errors import BrokerUnavailableError, describe
+from captioner.errors import BrokerUnavailableError
+from captioner.queues import QUEUES
 from captioner.store import Store
 
 #: A submitter publishes within moments of its commit; older than this, it did not.
@@ -123,7 +124,4 @@ def queue_lengths(app: CaptionerApp) -> Mapping[Lane, int]:
                 for lane, queue in QUEUES.items()
             }
         except (*connection.connection_errors, KombuError, OSError) as error:
-            cause = error.__cause__ or error
-            raise BrokerUnavailableError(
-                f"the broker cannot be reached (CAPTIONER_BROKER__URL): {describe(cause)}"
-            ) from error
+            raise BrokerUnavailableError.because_of(error) from error

@@ -8,12 +8,11 @@ from pathlib import PurePosixPath
 from typing import Any
 from uuid import UUID
 
-from captioner.containers import VIDEO_SUFFIXES
 from captioner.domain import CaptionRequest, Lane
 from captioner.errors import InvalidRequestError
-from captioner.options import AltTextOptions, GenerationOptions
+from captioner.options import AltTextOptions, GenerationOptions, VideoOptions
 from captioner.source import Source
-from captioner.video_options import VideoOptions
+from captioner.suffixes import VIDEO_SUFFIXES
 
 #: What an item of a file may hold.
 ITEM_FIELDS = frozenset({"source", "prompt", "options", "metadata", "client_key", "webhook_url"})

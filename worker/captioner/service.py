@@ -15,7 +15,6 @@ from uuid import UUID
 
 from captioner.attempts import Attempt
 from captioner.beginnings import Beginnings
-from captioner.captioning import CHECK_SECONDS
 from captioner.chains import Threads
 from captioner.disk_room import remove_abandoned
 from captioner.domain import (
@@ -40,6 +39,7 @@ from captioner.sampling import Sampler, decoder_count, open_plugins, open_sample
 from captioner.settings import Settings
 from captioner.stats import WorkerStats
 from captioner.store import CombinedStore, Store, open_store
+from captioner.watch import CHECK_SECONDS
 
 #: Jobs claimed at once before no more messages are taken, in multiples of the concurrency: as much
 #: as a fast GPU needs until the next look.

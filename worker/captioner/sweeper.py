@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
-from captioner.broker_file import delete_delivered
+from captioner.broker.embedded import delete_delivered
 from captioner.celery import CaptionerApp
 from captioner.errors import CaptionerError, StoreUnavailableError
 from captioner.republishing import Republisher

@@ -11,10 +11,10 @@ import socket
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from captioner.celery import EVENTS_QUEUE, QUEUES
 from captioner.delivering import DeliveryService
 from captioner.errors import StoreUnavailableError
 from captioner.plugins import Plugins, load_plugins
+from captioner.queues import EVENTS_QUEUE, QUEUES
 from captioner.reports import Reports
 from captioner.settings import Settings
 from captioner.store import Store, open_store

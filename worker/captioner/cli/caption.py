@@ -57,7 +57,7 @@ def caption(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH...",
+            metavar="PATH",
             help="Pictures, folders of them, or videos.",
             show_default=False,
             readable=False,  # typer would refuse all for one that is not
@@ -98,7 +98,10 @@ def caption(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Caption pictures and videos right here; exit 1 if one could not be."""
+    """Caption pictures and videos right here.
+
+    Needs neither queue nor database. Exit 1 if one could not be captioned.
+    """
     settings = settings_from(model__id=model, model__device=device, model__dtype=dtype)
     configure_logging(settings.log.model_copy(update={"level": "ERROR"}))
     template = CaptionRequest(

@@ -8,12 +8,19 @@ from captioner.cli.environment import Database, Json, settings_from
 from captioner.cli.output import print_json
 from captioner.store import schema_status, upgrade_schema
 
-app = typer.Typer(help="The database schema.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Upgrade the database schema, or show where it is.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @app.command("upgrade")
 def upgrade(database: Database = None) -> None:
-    """Bring the schema to this version; does nothing where it is there already."""
+    """Bring the schema to this version.
+
+    Does nothing where it is there already.
+    """
     before, after = upgrade_schema(settings_from(database__url=database))
     if before.current == after.current:
         typer.echo(f"{after.database}: is up to date (revision {after.current})")
@@ -26,7 +33,10 @@ def upgrade(database: Database = None) -> None:
 
 @app.command("current")
 def current(*, as_json: Json = False, database: Database = None) -> None:
-    """Show the schema's revision; exit 1 when it is not the one this version needs."""
+    """Show the schema's revision.
+
+    Exit 1 when it is not the one this version needs.
+    """
     status = schema_status(settings_from(database__url=database))
     if as_json:
         print_json({"current": status.current, "needed": status.needed})

@@ -38,9 +38,10 @@ def demo(
     *,
     as_json: Json = False,
 ) -> None:
-    """Caption 24 drawn scenes and a film of three through a real queue, worker and database.
+    """See the whole chain at work: queue, worker, database, captions.
 
-    Exit 1 if a job failed or, with the demo model, fewer than 95 % of the captions are right.
+    Captions 24 drawn scenes and a film of three. Exit 1 if a job failed or, with the demo model,
+    fewer than 95 % of the captions are right.
     """
     # Here, because the other commands run where the extra `worker` is not installed.
     from captioner.demo.run import draw_scenes, draw_video, find_photos, run_demo

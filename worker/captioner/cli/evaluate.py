@@ -72,9 +72,11 @@ def evaluate(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Caption a COCO caption set and score the captions: BLEU, METEOR, ROUGE-L, CIDEr.
+    """Caption a COCO caption set and score the captions.
 
-    Only the generated text is scored, not the prompt. Interrupted, it goes on where it was.
+    Scores are BLEU-1 to 4, METEOR, ROUGE-L and CIDEr. Only the generated text is scored, not the
+    prompt. Interrupted, it goes on where it was.
+
     Exit 1 if a picture is missing or could not be captioned: there are no scores then.
     """
     # Here, because the other commands run where the extra `worker` is not installed.

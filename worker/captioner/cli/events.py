@@ -30,7 +30,9 @@ STYLES = {
 }
 
 app = typer.Typer(
-    help="Events on their way to plugins and webhooks.", no_args_is_help=True, rich_markup_mode=None
+    help="See what plugins and webhooks were told, and tell it again.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 
@@ -65,7 +67,7 @@ def list_deliveries(
     ] = None,
     plugin: Plugin = None,
     target: Target = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 20,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="How many at most.")] = 20,
     before: Annotated[
         int | None,
         typer.Option(
@@ -103,7 +105,7 @@ def list_deliveries(
 
 @app.command("show")
 def show(
-    delivery_id: Annotated[int, typer.Argument(metavar="ID", show_default=False)],
+    delivery_id: Annotated[int, typer.Argument(metavar="ID", help="Id of a delivery.")],
     *,
     as_json: Json = False,
     database: Database = None,
@@ -122,7 +124,9 @@ def show(
 
 @app.command("redeliver")
 def redeliver(
-    ids: Annotated[list[int] | None, typer.Argument(metavar="[ID...]", show_default=False)] = None,
+    ids: Annotated[
+        list[int] | None, typer.Argument(metavar="ID", help="Id of a delivery.", show_default=False)
+    ] = None,
     event: Annotated[
         list[int] | None,
         typer.Option(
@@ -140,9 +144,10 @@ def redeliver(
     database: Database = None,
     broker: Broker = None,
 ) -> None:
-    """Make deliveries again, by the whole schedule; exit 1 if one could not be taken.
+    """Make deliveries again, by the whole schedule.
 
-    What was delivered before is delivered once more, under the same event id.
+    What was delivered before is delivered once more, under the same event id. Exit 1 if one is
+    unknown, or just being tried.
     """
     if sum(map(bool, (ids, event, dead))) != 1:
         raise typer.BadParameter("give either ids, or --event, or --dead")

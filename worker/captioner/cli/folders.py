@@ -8,9 +8,7 @@ from pathlib import Path
 
 from captioner.cli.local_paths import shown, why
 from captioner.errors import InvalidRequestError
-
-#: How a picture's file is told from others, before anything has opened it.
-SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+from captioner.suffixes import PICTURE_SUFFIXES
 
 
 def pictures_below(folder: Path) -> Iterator[tuple[Path, InvalidRequestError | None]]:
@@ -25,7 +23,7 @@ def pictures_below(folder: Path) -> Iterator[tuple[Path, InvalidRequestError | N
         folders.sort()
         for name in sorted(files):
             path = Path(parent, name)
-            if path.suffix.lower() in SUFFIXES:
+            if path.suffix.lower() in PICTURE_SUFFIXES:
                 nothing = False
                 yield path, None
     for error in closed:

@@ -19,10 +19,9 @@ from captioner.cli.local_paths import one_line, why
 from captioner.cli.requests import parse_source
 from captioner.domain import CaptionRequest, Lane
 from captioner.errors import InvalidRequestError
-from captioner.options import AltTextOptions, GenerationOptions, options_mapping
+from captioner.options import AltTextOptions, GenerationOptions, VideoOptions, options_mapping
 from captioner.request_json import request_from_item
 from captioner.source import Source
-from captioner.video_options import VideoOptions
 
 #: A longer line is refused; an inline picture of 256 KiB fits.
 MAX_LINE_BYTES = 2**20

@@ -23,6 +23,7 @@ from captioner.cli import (
     events,
     jobs,
     plugins,
+    submit,
     webhooks,
     worker,
 )
@@ -47,7 +48,13 @@ BROKEN_PIPE = 141
 
 app = typer.Typer(
     name="captioner",
-    help="Durable image captioning: submit pictures, get captions, lose nothing.",
+    help="Durable captioning: submit pictures and videos, get captions, lose nothing.",
+    epilog="""\b
+Examples:
+  captioner demo                                    all of it, with nothing else installed
+  captioner caption folder --model demo             right here
+  captioner worker --model demo                     as a service: this in one terminal,
+  captioner submit picture.png --wait               this in another""",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -55,7 +62,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("worker")(worker.worker)
-app.command("submit")(jobs.submit)
+app.command("submit")(submit.submit)
 app.command("status")(jobs.status)
 app.command("list")(jobs.list_jobs)
 app.command("wait")(jobs.wait)

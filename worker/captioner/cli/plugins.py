@@ -21,7 +21,10 @@ STYLES = {"enabled": "green", "disabled": "dim", "failed": "red", "absent": "yel
 
 
 def plugins(*, as_json: Json = False, database: Database = None) -> None:
-    """List plugins: name, version, hooks, state, and the errors that workers counted."""
+    """List plugins.
+
+    Each with its version, its hooks, whether it runs, and the errors that workers counted.
+    """
     settings = settings_from(database__url=database)
     errors = _errors(settings)
     infos = load_plugins(settings.plugins).infos()

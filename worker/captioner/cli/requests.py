@@ -11,11 +11,10 @@ import typer
 
 from captioner.cli.local_paths import Kind, is_file, kind_of
 from captioner.errors import InvalidRequestError
-from captioner.options import AltTextOptions, GenerationOptions
+from captioner.options import AltTextOptions, GenerationOptions, VideoOptions
 from captioner.request_json import options_from
 from captioner.settings import GenerationSettings
 from captioner.source import Source
-from captioner.video_options import VideoOptions
 
 Prompt = Annotated[str | None, typer.Option("--prompt", help="Text the caption starts with.")]
 Option = Annotated[

@@ -47,12 +47,19 @@ def worker(
         ),
     ] = None,
     log_level: Annotated[
-        str | None, typer.Option("--log-level", envvar="CAPTIONER_LOG__LEVEL", show_envvar=True)
+        str | None,
+        typer.Option(
+            "--log-level",
+            envvar="CAPTIONER_LOG__LEVEL",
+            show_envvar=True,
+            help="Least level: DEBUG, INFO, WARNING or ERROR.",
+        ),
     ] = None,
 ) -> None:
-    """Load the model, then take jobs from the broker until SIGTERM or Ctrl-C.
+    """Run a worker until it is told to stop.
 
-    With --queues events it loads none, and delivers events to plugins and webhooks.
+    It loads the model, then takes jobs from the broker until SIGTERM or Ctrl-C. With --queues
+    events it loads none, and delivers events to plugins and webhooks.
 
     `celery -A captioner worker` does the same with Celery's own options.
     """

@@ -5,12 +5,10 @@ from __future__ import annotations
 from numbers import Real
 
 from captioner.errors import DeliveryError
-from captioner.events import Receipt
+from captioner.events import MAX_EXCERPT_CHARACTERS, Receipt
 
 #: A column of 32 bits.
 _STATUSES = range(-(2**31), 2**31)
-#: Of an answer; more is not even looked at.
-_LONGEST_EXCERPT_CHARACTERS = 1_024
 
 
 def checked_receipt(given: object) -> Receipt:
@@ -62,4 +60,4 @@ def _excerpt(excerpt: object) -> str:
         return ""
     if not isinstance(excerpt, str):
         raise TypeError(f"gave {type(excerpt).__name__} as excerpt, not a text")
-    return excerpt[:_LONGEST_EXCERPT_CHARACTERS]
+    return excerpt[:MAX_EXCERPT_CHARACTERS]  # more is not even looked at

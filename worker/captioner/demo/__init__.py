@@ -9,7 +9,7 @@ It is a demo: it knows drawn circles, squares, triangles and stars, and nothing 
 
 from pathlib import Path
 
+#: The folder of the shipped checkpoint, in Hugging Face format.
 MODEL_PATH: Path = Path(__file__).resolve().parent / "model"
-"""The folder of the shipped checkpoint, in Hugging Face format."""
 
 __all__ = ["MODEL_PATH"]

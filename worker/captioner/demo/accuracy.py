@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 from PIL import Image
 
@@ -20,8 +20,8 @@ from captioner.demo.scenes import draw, scenes
 from captioner.errors import CaptionerError
 from captioner.options import GenerationOptions
 
-UNSEEN_SEED: Final = 1_000_003
-"""Seed of the scenes measured by default; training draws from another stream."""
+#: Seed of the scenes measured by default; training draws from another stream.
+UNSEEN_SEED = 1_000_003
 
 
 class _Text(Protocol):
@@ -41,31 +41,25 @@ class SceneCaptioner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """A scene captioned wrongly.
+    """A scene captioned wrongly."""
 
-    Attributes:
-        index: Its place in the run, from 0.
-        expected: The prompt, if there was one, and the true caption.
-        text: What the captioner said.
-    """
-
+    #: Its place in the run, from 0.
     index: int
+    #: The prompt, if there was one, and the true caption.
     expected: str
+    #: What the captioner said.
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """The outcome of a measurement.
+    """The outcome of a measurement."""
 
-    Attributes:
-        count: How many scenes were captioned.
-        right: How many of them exactly right.
-        wrong: The others, in order.
-    """
-
+    #: How many scenes were captioned.
     count: int
+    #: How many of them exactly right.
     right: int
+    #: The others, in order.
     wrong: tuple[Mistake, ...]
 
     @property
@@ -86,12 +80,12 @@ def measure(
     """Caption drawn scenes and compare each text with the true caption.
 
     Args:
-        captioner: What to measure.
-        count: How many scenes to draw, 384 pixels square each.
-        seed: Which scenes; the same seed gives the same ones.
-        prompt: What every caption is to start with; the text must then be prompt and caption.
+        captioner: what to measure.
+        count: how many scenes to draw, 384 pixels square each.
+        seed: which scenes; the same seed gives the same ones.
+        prompt: what every caption is to start with; the text must then be prompt and caption.
         num_beams: 1 is greedy decoding.
-        batch_size: How many pictures to hand over at once.
+        batch_size: how many pictures to hand over at once.
     """
     options = GenerationOptions(prompt=prompt, num_beams=num_beams)
     pending = enumerate(scenes(seed, count))

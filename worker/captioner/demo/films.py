@@ -17,6 +17,8 @@ from captioner.timeline import segments
 
 #: Pictures a second.
 RATE = 10
+#: Scenes of a film that is made up.
+SCENES = 3
 #: How long a scene lasts, in seconds.
 SHORTEST_SECONDS, LONGEST_SECONDS = 2, 5
 
@@ -57,11 +59,11 @@ class Film:
         )
 
 
-def random_film(seed: int, count: int = 3) -> Film:
-    """Make up a film of `count` scenes with different captions; the same seed, the same film."""
+def random_film(seed: int) -> Film:
+    """Make up a film of scenes with different captions; the same seed, the same film."""
     rng = random.Random(seed)  # noqa: S311  # pictures, not secrets
     scenes: dict[str, Scene] = {}
-    while len(scenes) < count:
+    while len(scenes) < SCENES:
         scene = random_scene(rng)
         scenes[scene.caption] = scene
     lengths = [rng.randint(SHORTEST_SECONDS * RATE, LONGEST_SECONDS * RATE) for _ in scenes]

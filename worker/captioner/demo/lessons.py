@@ -5,7 +5,7 @@ Per picture its pixels, its caption with or without a prompt, and a map of what 
 
 import random
 from collections.abc import Iterator
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,36 +18,33 @@ from captioner.demo.vocabulary import PROMPTS, vocabulary
 Array = npt.NDArray[np.generic]
 AnyArray = TypeVar("AnyArray")
 
-IMAGE_SIZE: Final = 96
-PATCH_SIZE: Final = 16
-PATCHES: Final = IMAGE_SIZE // PATCH_SIZE
-DRAWN_SIZE: Final = 192
-"""Side in pixels of the training pictures before they are resized, as real ones are; twice the
-model's own is enough, and four times cheaper to draw than the demo's 384."""
-PROMPTED: Final = 0.4
-"""The share of captions that follow a prompt."""
-IGNORED: Final = -100
+IMAGE_SIZE = 96
+PATCH_SIZE = 16
+PATCHES = IMAGE_SIZE // PATCH_SIZE
+#: Side in pixels of the training pictures before they are resized, as real ones are; twice the
+#: model's own is enough, and four times cheaper to draw than the demo's 384.
+DRAWN_SIZE = 192
+#: The share of captions that follow a prompt.
+PROMPTED = 0.4
+IGNORED = -100
 
 
 class Batch(NamedTuple, Generic[AnyArray]):
-    """A batch of pictures with what there is to learn from them; numpy arrays or tensors.
+    """A batch of pictures with what there is to learn from them; numpy arrays or tensors."""
 
-    Attributes:
-        pixels: uint8 (batch, 3, side, side).
-        ids: Token ids (batch, length): [DEC], prompt if any, caption, [SEP], padding.
-        labels: The ids that are to be learnt, elsewhere `IGNORED`: on padding, and on prompts, so
-            that they never leak into captions made without one.
-        kinds: What lies in the middle of each patch (batch, patches): 0 for nothing, else 1 + the
-            kind's index in `KINDS`.
-        colours: The index in `PALETTE` of the colour there.
-        centres: 1 for the patches that hold the centre of a shape, else 0.
-    """
-
+    #: uint8 (batch, 3, side, side).
     pixels: AnyArray
+    #: Token ids (batch, length): [DEC], prompt if any, caption, [SEP], padding.
     ids: AnyArray
+    #: The ids that are to be learnt, elsewhere `IGNORED`: on padding, and on prompts, so that they
+    #: never leak into captions made without one.
     labels: AnyArray
+    #: What lies in the middle of each patch (batch, patches): 0 for nothing, else 1 + the kind's
+    #: index in `KINDS`.
     kinds: AnyArray
+    #: The index in `PALETTE` of the colour there.
     colours: AnyArray
+    #: 1 for the patches that hold the centre of a shape, else 0.
     centres: AnyArray
 
 

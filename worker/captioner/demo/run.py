@@ -20,10 +20,10 @@ from captioner.demo.scenes import draw, scenes
 from captioner.domain import CaptionRequest, Job, JobState, Lane
 from captioner.errors import CaptionerError
 from captioner.jobs import Jobs
-from captioner.options import GenerationOptions
+from captioner.options import GenerationOptions, VideoOptions
 from captioner.settings import GenerationSettings, Settings
 from captioner.source import Source
-from captioner.video_options import VideoOptions
+from captioner.suffixes import PICTURE_SUFFIXES
 
 SCENE_COUNT = 24
 SCENE_SEED = 2024
@@ -36,7 +36,6 @@ LEAST_RIGHT = 0.95
 FILM_SEED = 7
 #: Seconds between the frames of the film that are captioned.
 FILM_INTERVAL_SECONDS = 0.5
-PHOTO_SUFFIXES = {".avif", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 #: How long a worker may take to finish what it has in hand.
 STOP_SECONDS = 60
 
@@ -140,9 +139,9 @@ def find_photos(folder: Path) -> list[Picture]:
     Raises:
         CaptionerError: there are none.
     """
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES)
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
     if not paths:
-        raise CaptionerError(f"{folder} holds no pictures ({' '.join(sorted(PHOTO_SUFFIXES))})")
+        raise CaptionerError(f"{folder} holds no pictures ({' '.join(sorted(PICTURE_SUFFIXES))})")
     return [Picture(path.absolute()) for path in paths]
 
 

@@ -12,26 +12,25 @@ import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 from PIL import Image, ImageDraw
 
 from captioner.demo.shapes import KINDS, PALETTE, TINT, Colour, Shape, article
 
-COUNTS: Final[dict[int, str]] = {2: "two", 3: "three", 4: "four"}
+COUNTS: dict[int, str] = {2: "two", 3: "three", 4: "four"}
 
-MARGIN: Final = 0.03
-"""The least distance of a shape from the edge of the picture."""
-GAP: Final = 0.06
-"""The least distance between the boxes around two shapes."""
-SIZES: Final = {"small": (0.13, 0.17), "large": (0.29, 0.38)}
-"""The radii of single shapes; what lies between has no name."""
-COUNTED: Final = (0.12, 0.15)
-RELATED: Final = (0.14, 0.19)
-APART: Final = 0.42
-"""The least distance between the centres of two related shapes along their relation's axis."""
-LEVEL: Final = 0.10
-"""The greatest distance between the centres of two related shapes across that axis."""
+#: The least distance of a shape from the edge of the picture.
+MARGIN = 0.03
+#: The least distance between the boxes around two shapes.
+GAP = 0.06
+#: The radii of single shapes; what lies between has no name.
+SIZES = {"small": (0.13, 0.17), "large": (0.29, 0.38)}
+COUNTED = (0.12, 0.15)
+RELATED = (0.14, 0.19)
+#: The least distance between the centres of two related shapes along their relation's axis.
+APART = 0.42
+#: The greatest distance between the centres of two related shapes across that axis.
+LEVEL = 0.10
 
 _OVERSAMPLING = 2
 
@@ -43,15 +42,13 @@ class Scene:
     A scene holds one shape (small or large), two to four alike, or two of different colours of
     which one is clearly left of or above the other.
 
-    Attributes:
-        background: The colour behind everything.
-        shapes: The shapes, none touching another; their order does not matter.
-
     Raises:
-        ValueError: If the picture would have no caption, or more than one.
+        ValueError: if the picture would have no caption, or more than one.
     """
 
+    #: The colour behind everything.
     background: Colour
+    #: The shapes, none touching another; their order does not matter.
     shapes: tuple[Shape, ...]
 
     def __post_init__(self) -> None:
@@ -102,7 +99,7 @@ def random_scene(rng: random.Random) -> Scene:
     """Make up one scene; a quarter each single, counted, side by side, one above another.
 
     Args:
-        rng: The source of every choice; the same state gives the same scene.
+        rng: the source of every choice; the same state gives the same scene.
     """
     background, first, second = (_tint(rng, name) for name in rng.sample(sorted(PALETTE), 3))
     place = rng.choice((_single, _counted, _related, _related))
@@ -126,8 +123,8 @@ def draw(scene: Scene, size_pixels: int = 384) -> Image.Image:
     """Draw a scene, antialiased.
 
     Args:
-        scene: What to draw.
-        size_pixels: The side of the square picture.
+        scene: what to draw.
+        size_pixels: the side of the square picture.
 
     Returns:
         An RGB picture of `size_pixels` by `size_pixels`.

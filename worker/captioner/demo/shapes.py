@@ -6,11 +6,10 @@ All coordinates and lengths are in units of the picture's side: (0, 0) is its to
 
 import math
 from dataclasses import dataclass
-from typing import Final
 
 RGB = tuple[int, int, int]
 
-PALETTE: Final[dict[str, RGB]] = {
+PALETTE: dict[str, RGB] = {
     "red": (214, 36, 42),
     "orange": (245, 132, 30),
     "yellow": (248, 214, 58),
@@ -20,23 +19,20 @@ PALETTE: Final[dict[str, RGB]] = {
     "black": (24, 24, 28),
     "white": (246, 246, 242),
 }
-KINDS: Final = ("circle", "square", "triangle", "star")
-TINT: Final = 9
-"""How far each channel of a colour may lie from the palette, of 255."""
+KINDS = ("circle", "square", "triangle", "star")
+#: How far each channel of a colour may lie from the palette, of 255.
+TINT = 9
 
 _STAR_WAIST = 0.45
 
 
 @dataclass(frozen=True, slots=True)
 class Colour:
-    """A named colour in one of its tints.
+    """A named colour in one of its tints."""
 
-    Attributes:
-        name: A key of `PALETTE`.
-        rgb: The tint, each channel at most `TINT` away from the palette's.
-    """
-
+    #: A key of `PALETTE`.
     name: str
+    #: The tint, each channel at most `TINT` away from the palette's.
     rgb: RGB
 
     def __post_init__(self) -> None:
@@ -46,20 +42,17 @@ class Colour:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One shape of a scene.
+    """One shape of a scene."""
 
-    Attributes:
-        kind: One of `KINDS`.
-        colour: The colour it is filled with.
-        x: Centre, from the left.
-        y: Centre, from the top.
-        radius: Half the side of the upright square that the shape fits in.
-    """
-
+    #: One of `KINDS`.
     kind: str
+    #: The colour it is filled with.
     colour: Colour
+    #: Centre, from the left.
     x: float
+    #: Centre, from the top.
     y: float
+    #: Half the side of the upright square that the shape fits in.
     radius: float
 
     def outline(self) -> list[tuple[float, float]]:

@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -36,18 +35,18 @@ from captioner.inference import load_captioner
 
 log = logging.getLogger(__name__)
 
-WIDTH: Final = 128
-WEIGHT_SPREAD: Final = 0.06
-"""Standard deviation of the first weights: BLIP's 0.02 is for widths of 768 and more."""
-BATCH: Final = 64
-STEPS: Final = 6500
-PEAK_RATE: Final = 1.5e-3
-WARM_UP: Final = 0.05
-AVERAGING: Final = 0.998
-READING: Final = 0.3
-"""Weight of the patch reader's loss beside the captions'."""
-NOISE: Final = 5.0
-"""The most noise added to a training picture, as a standard deviation, of 255."""
+WIDTH = 128
+#: Standard deviation of the first weights: BLIP's 0.02 is for widths of 768 and more.
+WEIGHT_SPREAD = 0.06
+BATCH = 64
+STEPS = 6500
+PEAK_RATE = 1.5e-3
+WARM_UP = 0.05
+AVERAGING = 0.998
+#: Weight of the patch reader's loss beside the captions'.
+READING = 0.3
+#: The most noise added to a training picture, as a standard deviation, of 255.
+NOISE = 5.0
 
 
 def build_processor() -> BlipProcessor:

@@ -1,20 +1,18 @@
 """The words of the demo model: those of the captions, and those of the prompts it is taught."""
 
-from typing import Final
-
 from captioner.demo.scenes import COUNTS, SIZES
 from captioner.demo.shapes import KINDS, PALETTE
 
-PROMPTS: Final = (
+#: Prompts that the model is trained to continue; others work as far as their words are known.
+PROMPTS = (
     "a picture of",
     "a photography of",
     "a photo of",
     "an image of",
     "a drawing of",
 )
-"""Prompts that the model is trained to continue; others work as far as their words are known."""
 
-SPECIAL_TOKENS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 _OTHER_WORDS = ("a", "an", "on", "of", "left", "above", *SIZES, "background")
 

@@ -13,9 +13,8 @@ from captioner.domain.captions import Caption, FrameCaptions, ModelInfo
 from captioner.domain.request import CaptionRequest
 from captioner.domain.states import JobState, Lane
 from captioner.errors import ErrorCode
-from captioner.options import AltTextOptions, GenerationOptions, options_mapping
+from captioner.options import AltTextOptions, GenerationOptions, VideoOptions, options_mapping
 from captioner.source import Source
-from captioner.video_options import VideoOptions
 from captioner.webhook_url import webhook_display
 
 

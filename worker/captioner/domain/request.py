@@ -10,9 +10,8 @@ from uuid import UUID, uuid4
 
 from captioner.domain.states import Lane
 from captioner.errors import InvalidRequestError
-from captioner.options import AltTextOptions, GenerationOptions
+from captioner.options import AltTextOptions, GenerationOptions, VideoOptions
 from captioner.source import Source
-from captioner.video_options import VideoOptions
 from captioner.webhook_url import check_webhook_url
 
 MAX_CLIENT_KEY_CHARACTERS = 255

@@ -6,10 +6,8 @@ No torch here at import: a process that only talks to an engine never loads it.
 from captioner.engine.api import Engine, EngineClosedError, EngineStats
 from captioner.engine.inline import InlineEngine
 from captioner.engine.process import ProcessEngine
-from captioner.model import CaptionModel
 
 __all__ = [
-    "CaptionModel",
     "Engine",
     "EngineClosedError",
     "EngineStats",

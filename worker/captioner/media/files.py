@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
-from captioner.containers import PREFIX_BYTES
 from captioner.domain import Media
 from captioner.errors import ErrorCode, InvalidRequestError, JobError
 from captioner.media.sizes import check_size, smallest_limit_bytes
 from captioner.real_files import Reached
 from captioner.source import Source
+from captioner.video_containers import PREFIX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

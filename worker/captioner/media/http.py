@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
-from captioner.containers import PREFIX_BYTES
 from captioner.domain import Media
 from captioner.errors import ErrorCode, InvalidRequestError, JobError
 from captioner.media.exchange import body_of, connections, request_headers
@@ -17,6 +16,7 @@ from captioner.media.lookups import Resolver, resolve_host
 from captioner.media.sizes import check_size, largest_bytes
 from captioner.media.urls import for_request, join_url, parse_url
 from captioner.source import Source
+from captioner.video_containers import PREFIX_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path

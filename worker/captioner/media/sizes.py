@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from captioner.containers import find_container
 from captioner.errors import ErrorCode, JobError
+from captioner.video_containers import find_container
 
 if TYPE_CHECKING:
     from captioner.settings import MediaSettings

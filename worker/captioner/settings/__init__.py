@@ -11,10 +11,8 @@ from captioner.settings.environment import ENVIRONMENT_PREFIX, Settings, load_se
 from captioner.settings.events import EventSettings, WebhookSettings
 from captioner.settings.media import MediaSettings
 from captioner.settings.model import BLIP_LARGE, EngineSettings, GenerationSettings, ModelSettings
-from captioner.settings.section import Section
 from captioner.settings.storage import BrokerSettings, DatabaseSettings, RetentionSettings
 from captioner.settings.worker import (
-    JOB_QUEUES,
     LogSettings,
     PluginSettings,
     RetrySettings,
@@ -24,7 +22,6 @@ from captioner.settings.worker import (
 __all__ = [
     "BLIP_LARGE",
     "ENVIRONMENT_PREFIX",
-    "JOB_QUEUES",
     "BrokerSettings",
     "DatabaseSettings",
     "EngineSettings",
@@ -36,7 +33,6 @@ __all__ = [
     "PluginSettings",
     "RetentionSettings",
     "RetrySettings",
-    "Section",
     "Settings",
     "WebhookSettings",
     "WorkerSettings",

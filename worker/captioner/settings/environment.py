@@ -13,12 +13,12 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from captioner.errors import SettingsError
+from captioner.queues import ALL_QUEUES, JOB_QUEUES
 from captioner.settings.events import EventSettings, WebhookSettings
 from captioner.settings.media import MediaSettings
 from captioner.settings.model import EngineSettings, GenerationSettings, ModelSettings
 from captioner.settings.storage import BrokerSettings, DatabaseSettings, RetentionSettings
 from captioner.settings.worker import (
-    JOB_QUEUES,
     LogSettings,
     PluginSettings,
     RetrySettings,
@@ -117,7 +117,7 @@ class Settings(BaseSettings):
         Events are another worker's, one without a model, where there can be a second one at all.
         """
         embedded = not self.broker.url.get_secret_value()
-        return self.worker.queues or JOB_QUEUES + (",events" if embedded else "")
+        return self.worker.queues or ",".join(ALL_QUEUES if embedded else JOB_QUEUES)
 
     @property
     def concurrency(self) -> int:

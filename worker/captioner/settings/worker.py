@@ -7,12 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import NoDecode
 
+from captioner.queues import ALL_QUEUES
 from captioner.settings.section import Section, comma_separated
-
-#: In the order a worker prefers them.
-JOB_QUEUES = "submissions,captions,captions.bulk,videos"
-#: All there are: those that celery.py makes.
-ALL_QUEUES = (*JOB_QUEUES.split(","), "events")
 
 
 class WorkerSettings(Section):

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from captioner.deliveries import Attempt, AttemptEnd, Delivery, Expansion, Position, Target
 from captioner.events import DeliveryState, Event
-from captioner.store import delivery_claims, delivery_log, outbox
+from captioner.store import delivery_attempts, delivery_claims, delivery_log, outbox
 from captioner.store.transactions import Database
 
 
@@ -98,7 +98,7 @@ class Deliveries:
             return set()
         moment = self._database.moment(now)
         with self._database.transaction() as connection:
-            return delivery_claims.record_attempts(connection, owner, ends, moment)
+            return delivery_attempts.record_attempts(connection, owner, ends, moment)
 
     def asked_apart(self) -> set[str]:
         """Plugins that a worker may have been lost with when it asked them for targets."""

@@ -1,4 +1,4 @@
-"""Who makes which delivery, and how its attempts ended."""
+"""Who makes which delivery."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Row,
     Update,
     and_,
-    bindparam,
-    delete,
     exists,
     func,
-    insert,
     literal,
     or_,
     select,
@@ -28,58 +23,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased
 
-from captioner.deliveries import AttemptEnd, Delivery, Position, Target
+from captioner.deliveries import Delivery, Position, Target
 from captioner.events import DeliveryState
-from captioner.store.mapping import clean_message
-from captioner.store.models import (
-    DeliveryAttemptRow,
-    DeliveryRow,
-    EventRow,
-    delivery_in_state,
-)
-from captioner.store.outbox import EVENT_COLUMNS, add_deliveries, event_from_row
+from captioner.store.delivery_rows import DELIVERY_COLUMNS, FREE, delivery_from_row, held, unleased
+from captioner.store.models import DeliveryRow, EventRow, delivery_in_state
 from captioner.store.statements import among_numbers
-
-#: Of an answer, kept in the log.
-MAX_EXCERPT_CHARACTERS = 1_024
-DELIVERY_COLUMNS = (
-    DeliveryRow.id,
-    DeliveryRow.plugin,
-    DeliveryRow.target,
-    DeliveryRow.state,
-    DeliveryRow.attempts,
-    DeliveryRow.due_at,
-    DeliveryRow.last_status,
-    DeliveryRow.last_error,
-    DeliveryRow.created_at,
-    DeliveryRow.finished_at,
-    DeliveryRow.apart,
-    *EVENT_COLUMNS,
-)
-_FREE = {"lease_owner": None, "lease_expires_at": None}
-
-
-def delivery_from_row(row: Row[Any]) -> Delivery:
-    """The delivery of one row of `DELIVERY_COLUMNS`."""
-    return Delivery(
-        id=row.id,
-        event=event_from_row(row),
-        plugin=row.plugin,
-        target=row.target,
-        state=row.state,
-        attempts=row.attempts,
-        due_at=row.due_at,
-        last_status=row.last_status,
-        last_error=row.last_error,
-        created_at=row.created_at,
-        finished_at=row.finished_at,
-        apart=row.apart,
-    )
-
-
-def unleased(now: datetime) -> ColumnElement[bool]:
-    """Nobody is trying it."""
-    return or_(DeliveryRow.lease_expires_at.is_(None), DeliveryRow.lease_expires_at <= now)
 
 
 def claim_deliveries(
@@ -191,113 +139,20 @@ def renew_leases(
     connection: Connection, owner: str, ids: Collection[int], expires_at: datetime
 ) -> set[int]:
     """Keep what the owner still has in hand; the ids of what is not another's by now."""
-    statement = _update_held(connection, owner, ids)
+    statement = _updateheld(connection, owner, ids)
     renewed = statement.values(lease_expires_at=expires_at).returning(DeliveryRow.id)
     return set(connection.scalars(renewed))
 
 
 def release_leases(connection: Connection, owner: str, ids: Collection[int]) -> None:
     """Let others have what the owner did not try."""
-    connection.execute(_update_held(connection, owner, ids).values(_FREE))
+    connection.execute(_updateheld(connection, owner, ids).values(FREE))
 
 
-def _update_held(connection: Connection, owner: str, ids: Collection[int]) -> Update:
+def _updateheld(connection: Connection, owner: str, ids: Collection[int]) -> Update:
     """Locked in one order, as everybody does: two would wait for each other otherwise."""
-    mine = select(DeliveryRow.id).where(*_held(connection, owner, ids))
+    mine = select(DeliveryRow.id).where(*held(connection, owner, ids))
     rows = mine.order_by(DeliveryRow.id).with_for_update().cte("mine")
     return update(DeliveryRow).where(
         DeliveryRow.id.in_(select(rows.c.id)), DeliveryRow.lease_owner == owner
     )
-
-
-def _held(connection: Connection, owner: str, ids: Collection[int]) -> list[ColumnElement[bool]]:
-    return [among_numbers(connection, DeliveryRow.id, ids), DeliveryRow.lease_owner == owner]
-
-
-def record_attempts(
-    connection: Connection, owner: str, ends: Sequence[AttemptEnd], now: datetime
-) -> set[int]:
-    """Write how attempts ended and log them; the ids of the deliveries that were still theirs."""
-    by_id = {end.delivery.id: end for end in ends}
-    # In one order for everybody: two that locked the same rows otherwise would wait for each other.
-    mine = (
-        select(DeliveryRow.id, DeliveryRow.attempts)
-        .where(*_held(connection, owner, by_id), delivery_in_state(DeliveryState.PENDING))
-        .order_by(DeliveryRow.id)
-        .with_for_update()
-    )
-    held = [
-        by_id[row.id]
-        for row in connection.execute(mine)
-        if row.attempts == by_id[row.id].delivery.attempts
-    ]
-    _replace(connection, [end for end in held if end.targets is not None], now)
-    _write(connection, [end for end in held if end.targets is None], now)
-    return {end.delivery.id for end in held}
-
-
-def _replace(connection: Connection, answered: Sequence[AttemptEnd], now: datetime) -> None:
-    """What a plugin named when it was asked again, in the place of the question."""
-    if not answered:
-        return
-    by_id = {end.delivery.id: end for end in answered}
-    asked = delete(DeliveryRow).where(among_numbers(connection, DeliveryRow.id, by_id))
-    rows = connection.execute(asked.returning(DeliveryRow.id, DeliveryRow.event_id)).all()
-    named = ((row.event_id, one) for row in rows for one in by_id[row.id].targets or ())
-    add_deliveries(connection, named, now)
-
-
-def _write(connection: Connection, ends: Sequence[AttemptEnd], now: datetime) -> None:
-    if not ends:
-        return
-    numbers = _last_numbers(connection, [end.delivery.id for end in ends])
-    connection.execute(
-        insert(DeliveryAttemptRow),
-        [
-            {
-                "delivery_id": end.delivery.id,
-                "number": numbers.get(end.delivery.id, 0) + 1,
-                "started_at": end.started_at,
-                "duration_seconds": end.duration_seconds,
-                "status": end.status,
-                "error": end.error and clean_message(end.error),
-                "excerpt": clean_message(end.excerpt[:MAX_EXCERPT_CHARACTERS]) or None,
-            }
-            for end in ends
-        ],
-    )
-    ended = update(DeliveryRow).where(DeliveryRow.id == bindparam("delivery_id"))
-    connection.execute(
-        ended.values(
-            state=bindparam("new_state"),
-            attempts=DeliveryRow.attempts + 1,
-            due_at=bindparam("new_due_at"),
-            last_status=bindparam("status"),
-            last_error=bindparam("error"),
-            apart=bindparam("made_apart"),
-            finished_at=bindparam("ended_at"),
-            **_FREE,
-        ),
-        [
-            {
-                "delivery_id": end.delivery.id,
-                "new_state": end.state,
-                "new_due_at": end.due_at,
-                "status": end.status,
-                "error": end.error and clean_message(end.error),
-                "made_apart": end.apart,
-                "ended_at": None if end.state is DeliveryState.PENDING else now,
-            }
-            for end in ends
-        ],
-    )
-
-
-def _last_numbers(connection: Connection, ids: Sequence[int]) -> dict[int, int]:
-    """The number of each delivery's last attempt, of those that had one."""
-    query = (
-        select(DeliveryAttemptRow.delivery_id, func.max(DeliveryAttemptRow.number))
-        .where(among_numbers(connection, DeliveryAttemptRow.delivery_id, ids))
-        .group_by(DeliveryAttemptRow.delivery_id)
-    )
-    return dict(connection.execute(query).all())

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, func, select, update
 from captioner.deliveries import Attempt, Delivery
 from captioner.errors import DeliveryNotFoundError, EventNotFoundError
 from captioner.events import DeliveryState
-from captioner.store.delivery_claims import DELIVERY_COLUMNS, delivery_from_row, unleased
+from captioner.store.delivery_rows import DELIVERY_COLUMNS, FREE, delivery_from_row, unleased
 from captioner.store.models import (
     DeliveryAttemptRow,
     DeliveryRow,
@@ -131,9 +131,8 @@ def _again(connection: Connection, which: ColumnElement[bool], now: datetime) ->
                 state=DeliveryState.PENDING,
                 attempts=0,
                 due_at=now,
-                lease_owner=None,
-                lease_expires_at=None,
                 finished_at=None,
+                **FREE,
             )
         )
     return ids

@@ -122,7 +122,7 @@ class Endpoints:
         with self._database.statement() as connection:
             return bool(connection.execute(statement).rowcount)
 
-    def enable_endpoint(self, endpoint_id: UUID, *, now: datetime | None = None) -> None:
+    def enable_endpoint(self, endpoint_id: UUID) -> None:
         """Let an endpoint have webhooks again, from the next event on.
 
         Raises:
@@ -130,30 +130,20 @@ class Endpoints:
         """
         self._change(
             endpoint_id,
-            now,
             state=EndpointState.ENABLED,
             disabled_reason=None,
             failing_since=None,
         )
 
-    def disable_endpoint(
-        self, endpoint_id: UUID, reason: str, *, now: datetime | None = None
-    ) -> None:
-        """Let an endpoint have no more webhooks.
-
-        Args:
-            endpoint_id: of which.
-            reason: for people.
-            now: the time to work with.
+    def disable_endpoint(self, endpoint_id: UUID, reason: str) -> None:
+        """Let an endpoint have no more webhooks; `reason` is for people.
 
         Raises:
             EndpointNotFoundError: there is none.
         """
-        self._change(endpoint_id, now, state=EndpointState.DISABLED, disabled_reason=reason)
+        self._change(endpoint_id, state=EndpointState.DISABLED, disabled_reason=reason)
 
-    def give_up_endpoint(
-        self, endpoint: WebhookEndpoint, reason: str, *, now: datetime | None = None
-    ) -> bool:
+    def give_up_endpoint(self, endpoint: WebhookEndpoint, reason: str) -> bool:
         """Disable an endpoint because of an attempt; False when another has had an answer since.
 
         Or a failure, or somebody has enabled it: it is not any more what the attempt has seen.
@@ -161,7 +151,6 @@ class Endpoints:
         Args:
             endpoint: as it was read before the attempt.
             reason: for people.
-            now: the time to work with.
         """
         statement = (
             update(EndpointRow)
@@ -171,7 +160,7 @@ class Endpoints:
                 EndpointRow.failing_since.is_not_distinct_from(endpoint.failing_since),
             )
             .values(
-                updated_at=self._database.moment(now),
+                updated_at=self._database.moment(),
                 state=EndpointState.DISABLED,
                 disabled_reason=reason,
             )
@@ -210,11 +199,11 @@ class Endpoints:
         with self._database.statement() as connection:
             connection.execute(statement)
 
-    def _change(self, endpoint_id: UUID, now: datetime | None, **values: Any) -> None:
+    def _change(self, endpoint_id: UUID, **values: Any) -> None:
         statement = (
             update(EndpointRow)
             .where(EndpointRow.id == endpoint_id)
-            .values(updated_at=self._database.moment(now), **values)
+            .values(updated_at=self._database.moment(), **values)
         )
         with self._database.statement() as connection:
             if not connection.execute(statement).rowcount:

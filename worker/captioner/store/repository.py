@@ -69,9 +69,7 @@ class Store(Deliveries, Endpoints, Upkeep):
         with self._database.transaction() as connection:
             return submissions.add(connection, requests, moment)
 
-    def add_refused(
-        self, request: CaptionRequest, failure: JobFailure, *, now: datetime | None = None
-    ) -> bool:
+    def add_refused(self, request: CaptionRequest, failure: JobFailure) -> bool:
         """Insert a job that has failed before it was tried, with its event; nobody can claim it.
 
         Returns:
@@ -80,7 +78,7 @@ class Store(Deliveries, Endpoints, Upkeep):
         Raises:
             DuplicateClientKeyError, InvalidRequestError: as of `add`.
         """
-        moment = self._database.moment(now)
+        moment = self._database.moment()
         with self._database.transaction() as connection:
             (submission,) = submissions.add(connection, [request], moment)
             if submission.created:

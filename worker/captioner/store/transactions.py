@@ -81,7 +81,7 @@ class Database:
         with self.transaction() as connection:
             yield connection
 
-    def moment(self, now: datetime | None) -> datetime:
+    def moment(self, now: datetime | None = None) -> datetime:
         """The time to work with: the database's unless another is given. Not for a transaction."""
         return self.clock.asked_now() if now is None else now
 

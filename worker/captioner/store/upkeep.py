@@ -23,7 +23,7 @@ class Lost(NamedTuple):
     workers: int
     #: Jobs put back.
     requeued: int
-    #: Jobs that had been claimed too often and failed (`worker_lost`).
+    #: Jobs that were lost too often and failed (`worker_lost`).
     failed: int
 
 

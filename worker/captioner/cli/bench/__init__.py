@@ -12,7 +12,11 @@ from captioner.cli.bench.model import model
 from captioner.cli.bench.queue import queue
 from captioner.cli.bench.videos import videos
 
-app = typer.Typer(help="Speed, measured.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Measure how fast model, queue, events and videos are.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.command("model")(model)
 app.command("queue")(queue)
 app.command("events")(events)

@@ -16,17 +16,17 @@ from captioner.logs import configure_logging
 
 def events(
     database: Database = None,
-    count: Annotated[int, typer.Option("--events", min=1, help="How many.")] = 10_000,
-    targets: Annotated[int, typer.Option("--targets", min=1, help="Of each event.")] = 5,
+    count: Annotated[int, typer.Option("--events", min=1, help="How many events.")] = 10_000,
+    targets: Annotated[int, typer.Option("--targets", min=1, help="Targets of each event.")] = 5,
     dead: Annotated[
         int, typer.Option("--dead", min=0, help="How many of the targets never answer.")
     ] = 1,
     answer_seconds: Annotated[
-        float, typer.Option("--answer-seconds", min=0, help="How long the others take.")
+        float, typer.Option("--answer-seconds", min=0, help="How long the others take to answer.")
     ] = 0.001,
     json_file: JsonFile = None,
 ) -> None:
-    """How fast do events reach their targets, and do dead targets hold up the others?
+    """Measure events on their way, beside dead targets.
 
     Targets are a plugin's in this process, so that the dispatcher alone is measured. Each time the
     tables are made anew: in a database of its own where a PostgreSQL is named, else in a file.
@@ -35,7 +35,7 @@ def events(
         raise InvalidRequestError("--dead must be less than --targets: the others are measured")
     settings = settings_from(database__url=database)
     configure_logging(settings.log.model_copy(update={"level": "CRITICAL"}))
-    from captioner.queue_bench.deliveries import EventPlan, measure_events
+    from captioner.bench.events import EventPlan, measure_events
 
     plan = EventPlan(count, targets, dead, answer_seconds)
     with telling(6) as say:

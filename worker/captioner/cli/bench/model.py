@@ -78,7 +78,9 @@ def model(
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, help="Timed runs; the median counts.")
     ] = 3,
-    prompt: Annotated[str | None, typer.Option("--prompt", help="Of every caption.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="What every caption starts with.")
+    ] = None,
     encoder_batch: Annotated[
         int, typer.Option("--encoder-batch", min=1, help="Batch of the encoder's own row.")
     ] = 8,
@@ -99,7 +101,7 @@ def model(
         ),
     ] = None,
 ) -> None:
-    """Our BLIP beside transformers': how fast, and are the captions the same?
+    """Measure our BLIP beside transformers': speed and captions.
 
     Same pictures, same number of tokens, both in one run in alternation, warm-up left out. Timed
     is what lies between pixels of the model's size and tokens.

@@ -1,4 +1,4 @@
-"""What both measurements tell while they run, and where their numbers go."""
+"""What measurements tell while they run, and where their numbers go."""
 
 from __future__ import annotations
 

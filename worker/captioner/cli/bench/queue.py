@@ -18,7 +18,9 @@ from captioner.logs import configure_logging
 def queue(
     broker: Broker = None,
     database: Database = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Of each side in each round.")] = 5000,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Jobs of each side in each round.")
+    ] = 5000,
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, help="Each side has its turn in each; medians count.")
     ] = 5,
@@ -37,19 +39,19 @@ def queue(
         bool, typer.Option("--decode", help="Jobs are JPEGs of 640×480, not ready-made frames.")
     ] = False,
 ) -> None:
-    """How fast do jobs pass through Redis, a worker and PostgreSQL, beside tasks that do nothing?
+    """Measure jobs through queue, worker and database.
 
-    It needs both servers, and touches nothing in them: it creates a database of its own and uses
-    Redis keys of its own, and removes both. The queue is filled beforehand, on either side; the
-    clock runs from the first job's claim to the last one's record, or from the first task to the
-    last.
+    Beside tasks of stock Celery that do nothing. It needs a Redis and a PostgreSQL, and touches
+    nothing in them: it creates a database of its own and uses Redis keys of its own, and removes
+    both. The queue is filled beforehand, on either side; the clock runs from the first job's claim
+    to the last one's record, or from the first task to the last.
     """
     settings = settings_from(broker__url=broker, database__url=database)
     configure_logging(settings.log.model_copy(update={"level": "ERROR"}))
     # Here, because Celery takes its time, and other commands do without.
-    from captioner.queue_bench.place import require_servers
-    from captioner.queue_bench.plan import Plan
-    from captioner.queue_bench.run import measure
+    from captioner.bench.place import require_servers
+    from captioner.bench.plan import Plan
+    from captioner.bench.queue import measure
 
     require_servers(settings)
     plan = Plan(

@@ -14,20 +14,21 @@ from captioner.cli.bench.model import RandomWeights, model_of
 from captioner.cli.bench.progress import JsonFile, telling, write_report
 from captioner.cli.environment import Broker, Database, Model, settings_from
 from captioner.cli.output import console
-from captioner.containers import VIDEO_SUFFIXES
 from captioner.errors import InvalidRequestError
 from captioner.logs import configure_logging
-from captioner.video_options import MAX_FRAMES
+from captioner.options.video import MAX_FRAMES
+from captioner.suffixes import VIDEO_SUFFIXES
 
 
 def videos(
     context: typer.Context,
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="Of videos.")
+        Path,
+        typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="Folder of videos."),
     ],
     model_id: Model = None,
     frames: Annotated[
-        int, typer.Option("--frames", min=1, max=MAX_FRAMES, help="Of each video.")
+        int, typer.Option("--frames", min=1, max=MAX_FRAMES, help="Frames of each video.")
     ] = 8,
     together: Annotated[
         int, typer.Option("--together", min=1, help="How many are submitted at once, in the end.")
@@ -38,7 +39,7 @@ def videos(
     *,
     random_weights: RandomWeights = False,
 ) -> None:
-    """What does sampling cost beside captioning, and do videos fill batches together?
+    """Measure what sampling videos costs, and how full batches are.
 
     Each video of the folder is captioned alone, then several together, in turn, by a worker of
     this command's own, on a Redis and a PostgreSQL, in which it leaves nothing.
@@ -55,8 +56,8 @@ def videos(
     )
     configure_logging(settings.log.model_copy(update={"level": "ERROR"}))
     # Here, because Celery takes its time, and other commands do without.
-    from captioner.queue_bench.place import require_servers
-    from captioner.queue_bench.videos import VideoPlan, measure_videos
+    from captioner.bench.place import require_servers
+    from captioner.bench.videos import VideoPlan, measure_videos
 
     require_servers(settings)
     plan = VideoPlan(paths, frames, together)

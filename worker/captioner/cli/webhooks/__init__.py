@@ -6,7 +6,11 @@ import typer
 
 from captioner.cli.webhooks import deliveries, receivers, secrets
 
-app = typer.Typer(help="Receivers of webhooks.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Register receivers of webhooks, and see what they got.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.command("add")(secrets.add)
 app.command("list")(receivers.list_endpoints)
 app.command("rotate")(secrets.rotate)

@@ -9,7 +9,7 @@ import typer
 from captioner.cli import events
 from captioner.cli.environment import Broker, Database, Json
 from captioner.cli.output import print_json, remarks
-from captioner.cli.webhooks.naming import Endpoint, endpoint_id_of, opened, target_of
+from captioner.cli.webhooks.naming import Registered, endpoint_id_of, opened, target_of
 from captioner.errors import DeliveryError
 from captioner.events import DeliveryState
 from captioner.redaction import printable, printable_lines
@@ -17,9 +17,12 @@ from captioner.webhooks.endpoints import PLUGIN
 
 
 def send_test_event(
-    endpoint: Endpoint, *, as_json: Json = False, database: Database = None
+    endpoint: Registered, *, as_json: Json = False, database: Database = None
 ) -> None:
-    """Post one webhook of the type webhook.test from here; exit 1 unless the answer is 2xx."""
+    """Post one webhook of the type webhook.test from here.
+
+    Exit 1 unless the answer is 2xx.
+    """
     from captioner.webhooks.trial import send_test
 
     error = None
@@ -41,12 +44,12 @@ def send_test_event(
 
 def deliveries(
     endpoint: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="Only this receiver's.", show_default=False)
+        str | None, typer.Argument(metavar="ID", help="Only this receiver's.", show_default=False)
     ] = None,
     state: Annotated[
         DeliveryState | None, typer.Option("--state", help="Only those in this state.")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 20,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="How many at most.")] = 20,
     *,
     as_json: Json = False,
     database: Database = None,
@@ -67,7 +70,8 @@ def deliveries(
 
 def redeliver(
     ids: Annotated[
-        list[int] | None, typer.Argument(metavar="[DELIVERY...]", show_default=False)
+        list[int] | None,
+        typer.Argument(metavar="DELIVERY", help="Id of a delivery.", show_default=False),
     ] = None,
     endpoint: Annotated[
         str | None,
@@ -79,9 +83,9 @@ def redeliver(
     database: Database = None,
     broker: Broker = None,
 ) -> None:
-    """Make deliveries again, by the whole schedule, under the webhook-id they had.
+    """Make deliveries again, by the whole schedule.
 
-    Exit 1 when a delivery is unknown or just being tried.
+    They have the webhook-id they had. Exit 1 if one is unknown, or just being tried.
     """
     if bool(ids) == dead or (endpoint and not dead):
         raise typer.BadParameter("give the ids of deliveries, or --dead, which may have --endpoint")

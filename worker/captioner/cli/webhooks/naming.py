@@ -20,11 +20,14 @@ from captioner.webhooks.endpoints import JOBS_ENDPOINT_ID, endpoint_target
 #: What the endpoint that stands for the `webhook_url`s of jobs is called here.
 JOBS = "jobs"
 
+Registered = Annotated[
+    str, typer.Argument(metavar="ID", help="Id of an endpoint.", show_default=False)
+]
 Endpoint = Annotated[
     str,
     typer.Argument(
         metavar="ID",
-        help="An endpoint, or `jobs` for the webhook_url of every job.",
+        help="Id of an endpoint, or `jobs` for the webhook_url of every job.",
         show_default=False,
     ),
 ]

@@ -10,6 +10,7 @@ from captioner.cli.output import console, plain, print_json, remarks
 from captioner.cli.webhooks.naming import (
     JOBS,
     Endpoint,
+    Registered,
     endpoint_id_of,
     mapping_of,
     name_of,
@@ -21,7 +22,10 @@ from captioner.webhooks.endpoints import jobs_endpoint
 
 
 def list_endpoints(*, as_json: Json = False, database: Database = None) -> None:
-    """List receivers: state, what they want, and why one is disabled."""
+    """List receivers.
+
+    Each with its state, the events it wants, and why it is disabled.
+    """
     with opened(database) as (store, _):
         endpoints = store.endpoints()
     if as_json:
@@ -56,7 +60,10 @@ def enable(endpoint: Endpoint, database: Database = None) -> None:
 
 
 def disable(endpoint: Endpoint, database: Database = None) -> None:
-    """Send no more webhooks to a receiver; what is on its way is given up."""
+    """Send no more webhooks to a receiver.
+
+    What is on its way is given up.
+    """
     with opened(database) as (store, settings):
         if endpoint == JOBS:
             jobs_endpoint(store, settings)
@@ -64,7 +71,7 @@ def disable(endpoint: Endpoint, database: Database = None) -> None:
     typer.echo(f"{endpoint}: disabled")
 
 
-def remove(endpoint: Endpoint, database: Database = None) -> None:
+def remove(endpoint: Registered, database: Database = None) -> None:
     """Forget a receiver and its secret."""
     if endpoint == JOBS:
         raise InvalidRequestError("disable this one: every job may name a webhook_url")

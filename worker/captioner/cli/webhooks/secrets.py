@@ -25,7 +25,9 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def add(
-    url: Annotated[str, typer.Argument(help="https://… or http://…", show_default=False)],
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="https://… or http://…", show_default=False)
+    ],
     description: Annotated[str, typer.Option("--description", help="For people.")] = "",
     events: Annotated[
         str,
@@ -39,7 +41,10 @@ def add(
     as_json: Json = False,
     database: Database = None,
 ) -> None:
-    """Register a receiver; its signing secret is shown now, and never again."""
+    """Register a receiver.
+
+    Its signing secret is shown now, and never again.
+    """
     wanted = [part.strip() for part in events.split(",") if part.strip()]
     with opened(database) as (store, settings):
         endpoint, secret = add_endpoint(
@@ -62,7 +67,9 @@ def rotate(
     as_json: Json = False,
     database: Database = None,
 ) -> None:
-    """Replace a signing secret; the new one is shown now, and never again.
+    """Replace a signing secret.
+
+    The new one is shown now, and never again.
 
     `jobs`: those of all receivers that jobs name; `webhooks secret URL` shows each.
     """
@@ -81,15 +88,19 @@ def rotate(
 
 def secret(
     url: Annotated[
-        str, typer.Argument(help="A webhook_url; its query does not count.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="URL", help="A webhook_url; its query does not count.", show_default=False
+        ),
     ],
     *,
     as_json: Json = False,
     database: Database = None,
 ) -> None:
-    """Show the secret of a receiver that jobs name as their webhook_url.
+    """Show the secret of a receiver that jobs name.
 
-    Tell it to the receiver's owner, and to nobody else. Every receiver has its own.
+    They name it as their webhook_url. Tell the secret to its owner, and to nobody else. Every
+    receiver has its own.
     """
     with opened(database) as (store, settings):
         found = secret_of_receiver(store, settings, url)
@@ -101,9 +112,10 @@ def secret(
 
 
 def reencrypt(database: Database = None) -> None:
-    """Encrypt all secrets with the first key of CAPTIONER_WEBHOOKS__ENCRYPTION_KEY.
+    """Encrypt all secrets with the first key.
 
-    Afterwards the other keys are not needed any more.
+    That is the first of CAPTIONER_WEBHOOKS__ENCRYPTION_KEY. Afterwards the other keys are not
+    needed any more.
     """
     with opened(database) as (store, settings):
         count = reencrypt_secrets(store, settings)

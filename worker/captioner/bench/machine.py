@@ -10,9 +10,9 @@ from typing import Any
 
 import redis
 
+from captioner.bench.tables import server_version
 from captioner.cores import available_cores
-from captioner.errors import BrokerUnavailableError, describe
-from captioner.queue_bench.tables import server_version
+from captioner.errors import BrokerUnavailableError
 from captioner.settings import Settings
 
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -40,9 +40,7 @@ def describe_versions(settings: Settings) -> dict[str, str]:
         try:
             server: dict[str, Any] = client.info("server")
         except redis.RedisError as error:
-            raise BrokerUnavailableError(
-                f"the broker cannot be reached (CAPTIONER_BROKER__URL): {describe(error)}"
-            ) from error
+            raise BrokerUnavailableError.because_of(error) from error
     return {
         "captioner": version("captioner"),
         "python": platform.python_version(),

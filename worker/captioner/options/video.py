@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 from captioner.errors import InvalidRequestError
-from captioner.given import as_real, shown
+from captioner.options.values import as_real, beyond_defaults, fields_of, shown
 
 Strategy = Literal["uniform", "interval", "fps", "keyframes", "timestamps"]
 Mode = Literal["per_frame", "joint", "both"]
@@ -116,22 +114,11 @@ class VideoOptions:
         Raises:
             InvalidRequestError: it is no object, a name is unknown, or a value cannot be used.
         """
-        if not isinstance(values, Mapping):
-            raise InvalidRequestError("options.video must be a JSON object")
-        known = {field.name for field in dataclasses.fields(cls)}
-        if not known.issuperset(values):
-            raise InvalidRequestError(
-                f"unknown field in options.video; known are {', '.join(sorted(known))}"
-            )
-        return cls(**values)
+        return cls(**fields_of(cls, values, "options.video"))
 
     def as_mapping(self) -> dict[str, Any]:
         """What was asked for beyond the defaults, by name; JSON values only."""
-        asked = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) != field.default
-        }
+        asked = beyond_defaults(self)
         if self.timestamps:
             asked["timestamps"] = list(self.timestamps)
         return asked

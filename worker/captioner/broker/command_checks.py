@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any
 
-from captioner.envelope import MAX_HEADER_CHARACTERS, MAX_NUMBER, MalformedError
+from captioner.broker.envelope import MAX_HEADER_CHARACTERS, MAX_NUMBER, MalformedError
 
 #: Threads by which a pool may grow at once, and most of whatever else is counted.
 MAX_COUNT = 1_024

@@ -15,16 +15,16 @@ from typing import Any
 from kombu.transport import redis
 from redis.exceptions import ConnectionError  # noqa: A004  # which kombu knows as one
 
-from captioner.envelope import MalformedError
-from captioner.lost_connections import PutsAway
-from captioner.message_checks import (
+from captioner.broker.envelope import MalformedError
+from captioner.broker.lost_connections import PutsAway
+from captioner.broker.message_checks import (
     check_broadcast,
     check_event,
     check_reply,
     check_task,
     check_unacknowledged,
 )
-from captioner.open_queues import open_queues
+from captioner.broker.open_queues import open_queues
 
 #: Used when the transport option `max_message_bytes` is not given.
 DEFAULT_MAX_BYTES = 2**20

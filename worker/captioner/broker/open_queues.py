@@ -17,6 +17,9 @@ from typing import Any
 from celery.worker import state as worker_state
 from kombu.utils.scheduling import priority_cycle
 
+from captioner.domain import Lane
+from captioner.queues import QUEUES
+
 #: One slot of so many is for a video, and one in any case.
 SLOTS_PER_VIDEO = 4
 
@@ -68,7 +71,9 @@ class OpenQueues:
 
 
 #: Of this process, as Celery's own state of a worker is.
-open_queues = OpenQueues("captions", "captions.bulk", "videos")
+open_queues = OpenQueues(
+    QUEUES[Lane.INTERACTIVE], bulk=QUEUES[Lane.BULK], videos=QUEUES[Lane.VIDEO]
+)
 
 
 class QueueOrder(priority_cycle):

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from captioner import celery as captioner_celery
+from captioner.bench.machine import describe_hardware, describe_versions
+from captioner.bench.place import own_place
+from captioner.bench.processes import running
+from captioner.bench.starting import captioner_environment
+from captioner.bench.workers import RunningWorker
 from captioner.domain import Job, JobState, Lane
 from captioner.errors import CaptionerError
 from captioner.jobs import Jobs
-from captioner.queue_bench.machine import describe_hardware, describe_versions
-from captioner.queue_bench.place import own_place
-from captioner.queue_bench.processes import running
-from captioner.queue_bench.starting import PLUGIN, install_plugin, worker_environment
-from captioner.queue_bench.workers import RunningWorker
 from captioner.settings import Settings
 
 #: What is said at the end of a job, by stage.
@@ -150,15 +150,8 @@ def _captioned(
 def _running_worker(place: Settings, plan: VideoPlan, folder: Path) -> Iterator[RunningWorker]:
     """`captioner worker` as it is, with no plugin but that of videos, and one that tells."""
     hostname = f"captioner{os.getpid()}@bench"
-    install_plugin(folder)
-    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = worker_environment(place) | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "CAPTIONER_DATABASE__URL": place.database_url,
-        "CAPTIONER_MEDIA__ALLOWED_ROOTS": str(plan.files[0].parent),
-        "CAPTIONER_WORKER__NAME": hostname,
-        "CAPTIONER_PLUGINS__ENABLED": f"{PLUGIN},video",
-    }
+    root = plan.files[0].parent
+    environment = captioner_environment(place, folder, hostname, allowed_root=root, plugins="video")
     with running(["-m", "captioner", "worker"], environment, folder / "captioner.log") as process:
         worker = RunningWorker(process, captioner_celery.create_app(place), hostname)
         worker.wait_until_ready()

@@ -8,13 +8,6 @@ from __future__ import annotations
 
 #: Bytes that `find_container` needs at most.
 PREFIX_BYTES = 1024
-#: How a file of one of them usually ends: for guesses before it has been opened.
-VIDEO_SUFFIXES = frozenset(
-    {
-        ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
-        ".ogv", ".ts", ".webm",
-    }
-)  # fmt: skip
 
 #: Major brands of ISO media files that are pictures.
 _PICTURE_BRANDS = frozenset(

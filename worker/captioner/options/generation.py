@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from captioner.errors import InvalidRequestError
-from captioner.given import as_real, shown, shown_names
-from captioner.video_options import VideoOptions
+from captioner.options.values import as_real, shown, shown_names
 
 #: The most new tokens and beams a request may ask for; both bound the memory of one image.
 MAX_NEW_TOKENS = 256
@@ -26,9 +24,6 @@ TEMPERATURES = (1e-4, 100.0)
 REPETITION_PENALTIES = (0.01, 100.0)
 #: Far more than any model's positions hold; refused before it is tokenised.
 MAX_PROMPT_CHARACTERS = 4_096
-MAX_ALT_TEXT_CHARACTERS = 1_000
-#: What lies among the options of a request and is not for the model.
-_NOT_GENERATION = frozenset({"alt_text", "video"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,102 +176,6 @@ class GenerationOptions:
     def as_mapping(self) -> dict[str, Any]:
         """All values by name, as stored beside the result."""
         return dataclasses.asdict(self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AltTextOptions:
-    """How the alt text beside a caption is to be; for plugins that make one, not for the model.
-
-    Raises:
-        InvalidRequestError: a value is of the wrong type or out of range.
-    """
-
-    #: Longest alt text, in characters.
-    max_characters: int = 125
-    #: The picture says nothing: its alt text is empty, and that is a success.
-    decorative: bool = False
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        if not isinstance(self.decorative, bool):
-            raise InvalidRequestError(
-                f"alt_text.decorative must be true or false, not {shown(self.decorative)}"
-            )
-        value = self.max_characters
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise InvalidRequestError(
-                f"alt_text.max_characters must be a whole number, not {shown(value)}"
-            )
-        if not 1 <= value <= MAX_ALT_TEXT_CHARACTERS:
-            raise InvalidRequestError(
-                f"alt_text.max_characters must be from 1 to {MAX_ALT_TEXT_CHARACTERS}, "
-                f"not {shown(value)}"
-            )
-
-    @classmethod
-    def from_mapping(cls, values: object) -> Self:
-        """Build options from JSON-like data.
-
-        Raises:
-            InvalidRequestError: it is no object, a name is unknown, or a value cannot be used.
-        """
-        if not isinstance(values, Mapping):
-            raise InvalidRequestError("options.alt_text must be a JSON object")
-        known = {field.name for field in dataclasses.fields(cls)}
-        if not known.issuperset(values):
-            raise InvalidRequestError(
-                f"unknown field in options.alt_text; known are {', '.join(sorted(known))}"
-            )
-        return cls(**values)
-
-    def as_mapping(self) -> dict[str, Any]:
-        """What was asked for beyond the defaults, by name."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) != field.default
-        }
-
-
-def options_mapping(
-    options: GenerationOptions, alt_text: AltTextOptions, video: VideoOptions
-) -> dict[str, Any]:
-    """All options of a request by name, as they are stored and shown.
-
-    `alt_text` and `video` are there only when something was asked for: requests that ask for
-    nothing stay the same requests, under their client keys too.
-    """
-    others = {"alt_text": alt_text.as_mapping(), "video": video.as_mapping()}
-    return options.as_mapping() | {name: asked for name, asked in others.items() if asked}
-
-
-def options_from_mapping(
-    values: Mapping[str, Any],
-) -> tuple[GenerationOptions, AltTextOptions, VideoOptions]:
-    """What `options_mapping` made, read again.
-
-    Raises:
-        InvalidRequestError: a name is unknown or a value cannot be used.
-    """
-    generation = {name: value for name, value in values.items() if name not in _NOT_GENERATION}
-    try:
-        options = _seen_before(tuple(generation.items()))
-    except TypeError:  # a value that is no option's
-        options = GenerationOptions.from_mapping(generation)
-    alt_text = AltTextOptions.from_mapping(values["alt_text"]) if "alt_text" in values else _PLAIN
-    video = VideoOptions.from_mapping(values["video"]) if "video" in values else _USUAL_FRAMES
-    return options, alt_text, video
-
-
-#: Of requests that ask for nothing, which most are.
-_PLAIN = AltTextOptions()
-_USUAL_FRAMES = VideoOptions()
-
-
-@functools.lru_cache(maxsize=256, typed=True)
-def _seen_before(items: tuple[tuple[str, Any], ...]) -> GenerationOptions:
-    """Most jobs of a service have the same few options, and checking them takes its time."""
-    return GenerationOptions.from_mapping(dict(items))
 
 
 #: The setting of the BLIP paper (appendix B, configs/caption_coco.yaml): greatest length 20 and

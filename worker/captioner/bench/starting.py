@@ -8,16 +8,17 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+from captioner.bench import noop, null_model
+from captioner.bench.backlog import with_prefix
+from captioner.bench.plan import Plan
+from captioner.bench.processes import running
+from captioner.bench.workers import CaptionWorker, NoopWorker, Worker
 from captioner.plugins import ENTRY_POINT_GROUP
-from captioner.queue_bench import noop, null_model
-from captioner.queue_bench.plan import Plan
-from captioner.queue_bench.processes import running
-from captioner.queue_bench.queues import with_prefix
-from captioner.queue_bench.workers import CaptionWorker, NoopWorker, Worker
 from captioner.settings import Settings
 from captioner.store import create_store_engine
 
-PLUGIN = "queue_bench"
+#: What the null model is called as a plugin.
+PLUGIN = "captioner_bench"
 #: Height and width of the null model's pictures in pixels: BLIP's, or next to nothing.
 DECODED_SIZE = 384
 UNDECODED_SIZE = 8
@@ -41,17 +42,9 @@ def running_captioner(settings: Settings, plan: Plan, folder: Path) -> Iterator[
     """`captioner worker` as it is, with the null model unless the plan names another."""
     hostname = f"captioner{os.getpid()}@bench"
     source = _make_source(plan, folder)
-    install_plugin(folder)
     size = DECODED_SIZE if plan.decode else UNDECODED_SIZE
-    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = worker_environment(settings) | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "CAPTIONER_DATABASE__URL": settings.database_url,
-        "CAPTIONER_MODEL__ID": plan.model_id or f"{null_model.ID_PREFIX}{size}",
-        "CAPTIONER_MEDIA__ALLOWED_ROOTS": str(folder),
-        "CAPTIONER_WORKER__NAME": hostname,
-        # What else is installed would be measured, too.
-        "CAPTIONER_PLUGINS__ENABLED": PLUGIN,
+    environment = captioner_environment(settings, folder, hostname, allowed_root=folder) | {
+        "CAPTIONER_MODEL__ID": plan.model_id or f"{null_model.ID_PREFIX}{size}"
     }
     if not plan.decode:
         environment["CAPTIONER_MEDIA__DECODERS"] = "0"
@@ -65,6 +58,29 @@ def running_captioner(settings: Settings, plan: Plan, folder: Path) -> Iterator[
             yield worker
     finally:
         engine.dispose()
+
+
+def captioner_environment(
+    settings: Settings, folder: Path, hostname: str, *, allowed_root: Path, plugins: str = ""
+) -> dict[str, str]:
+    """The environment of a `captioner worker` that can be asked what its engine has done.
+
+    Args:
+        settings: whose servers it uses.
+        folder: of the measurement; what makes it answer is put there.
+        hostname: its name.
+        allowed_root: where its sources are.
+        plugins: which of the installed ones it has; what else is installed would be measured, too.
+    """
+    _install_plugin(folder)
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return worker_environment(settings) | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "CAPTIONER_DATABASE__URL": settings.database_url,
+        "CAPTIONER_MEDIA__ALLOWED_ROOTS": str(allowed_root),
+        "CAPTIONER_WORKER__NAME": hostname,
+        "CAPTIONER_PLUGINS__ENABLED": f"{PLUGIN},{plugins}",
+    }
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:
@@ -90,7 +106,7 @@ def _make_source(plan: Plan, folder: Path) -> Path:
     return path
 
 
-def install_plugin(folder: Path) -> None:
+def _install_plugin(folder: Path) -> None:
     """Name the plugin as an installed distribution would, in a folder of `PYTHONPATH`."""
     info = folder / f"{PLUGIN}-{version('captioner')}.dist-info"
     info.mkdir()

@@ -1,4 +1,9 @@
-"""The measurement: two workers, rounds in turn, medians."""
+"""How fast jobs pass from Redis through a worker into PostgreSQL, beside Celery doing nothing.
+
+A real worker process runs a model that answers at once, so that the path alone is measured; the
+yardstick is a worker of stock Celery, with as many threads, whose task does nothing. Both live all
+the time and take turns, round by round, and medians count.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from captioner.queue_bench.machine import describe_hardware, describe_versions
-from captioner.queue_bench.place import own_place
-from captioner.queue_bench.plan import Plan, Round, Side
-from captioner.queue_bench.starting import running_captioner, running_noop
-from captioner.queue_bench.tables import multiply_ended
+from captioner.bench.machine import describe_hardware, describe_versions
+from captioner.bench.place import own_place
+from captioner.bench.plan import Plan, Round, Side
+from captioner.bench.starting import running_captioner, running_noop
+from captioner.bench.tables import multiply_ended
 from captioner.settings import Settings
 
 #: Jobs before the first round, for each thread of a worker: it starts them, and opens connections.

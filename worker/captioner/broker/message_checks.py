@@ -14,8 +14,8 @@ from typing import Any
 
 from celery.app.task import Context
 
-from captioner.command_checks import check_command
-from captioner.envelope import (
+from captioner.broker.command_checks import check_command
+from captioner.broker.envelope import (
     NUMBER,
     TEXT,
     MalformedError,

@@ -25,12 +25,11 @@ def require_servers(settings: Settings) -> None:
     """
     if not settings.broker_url.startswith(("redis://", "rediss://")):
         raise SettingsError(
-            "the queue is measured on a Redis: name one by --broker redis://… "
-            "or CAPTIONER_BROKER__URL"
+            "this is measured on a Redis: name one by --broker redis://… or CAPTIONER_BROKER__URL"
         )
     if not settings.database_url.startswith("postgresql"):
         raise SettingsError(
-            "the queue is measured on a PostgreSQL, where a database is created and dropped: "
+            "this is measured on a PostgreSQL, where a database is created and dropped: "
             "name one by --database postgresql://… or CAPTIONER_DATABASE__URL"
         )
 
@@ -107,9 +106,7 @@ def _own_keys(url: str, prefix: str) -> Iterator[None]:
         try:
             client.ping()
         except redis.RedisError as error:
-            raise BrokerUnavailableError(
-                f"the broker cannot be reached (CAPTIONER_BROKER__URL): {describe(error)}"
-            ) from error
+            raise BrokerUnavailableError.because_of(error) from error
         try:
             yield
         finally:

@@ -13,12 +13,13 @@ from celery import Celery
 from sqlalchemy import Engine
 
 from captioner import celery as captioner_celery
+from captioner.bench import noop, remote, tables
+from captioner.bench.backlog import Queue, filling
+from captioner.bench.plan import CHUNK, Round, Side
+from captioner.bench.processes import WorkerProcess
 from captioner.domain import CaptionRequest, Lane
 from captioner.errors import CaptionerError
-from captioner.queue_bench import noop, remote, tables
-from captioner.queue_bench.plan import CHUNK, Round, Side
-from captioner.queue_bench.processes import WorkerProcess
-from captioner.queue_bench.queues import Queue, filling
+from captioner.queues import QUEUES
 from captioner.settings import Settings
 from captioner.source import Source
 from captioner.store import Store
@@ -191,7 +192,7 @@ class CaptionWorker(Worker):
             for message in messages:
                 captioner_celery.publish(self._filling, message, lane)
             self._store.mark_dispatched(messages)
-        return captioner_celery.QUEUES[lane]
+        return QUEUES[lane]
 
     def _ran(self, jobs: int) -> Ran:
         unfinished = tables.unfinished(self._engine_of_tables)

@@ -1,7 +1,6 @@
-"""How messages travel: broker URL and options for each transport.
+"""The embedded broker: kombu's SQLAlchemy transport on a SQLite file of its own.
 
-The embedded broker is kombu's SQLAlchemy transport on a SQLite file of its own, polled often
-enough that a person does not notice.
+It is polled often enough that a person does not notice.
 """
 
 from __future__ import annotations
@@ -14,15 +13,12 @@ from queue import Empty
 from typing import Any
 
 from celery.worker import state as worker_state
-from kombu.connection import Connection
-from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import sqlalchemy as sqlalchemy_transport
 
-from captioner.errors import BrokerUnavailableError, SettingsError
-from captioner.lost_connections import PutsAway
-from captioner.open_queues import QueueOrder, open_queues
+from captioner.broker.lost_connections import PutsAway
+from captioner.broker.open_queues import open_queues
+from captioner.errors import BrokerUnavailableError
 from captioner.private_files import make_private_file, make_private_folder
-from captioner.settings import Settings
 
 EMBEDDED_PREFIX = "sqla+sqlite:///"
 #: How often who waits for a message looks whether the worker shall end.
@@ -107,76 +103,6 @@ class EmbeddedTransport(PutsAway, sqlalchemy_transport.Transport):
                 return
 
 
-TRANSPORT_ALIASES["sqla"] = f"{__name__}:{EmbeddedTransport.__name__}"
-# By name: producers on another transport need no Redis client.
-TRANSPORT_ALIASES["redis"] = TRANSPORT_ALIASES["rediss"] = "captioner.message_guard:Transport"
-TRANSPORT_ALIASES["sentinel"] = "captioner.message_guard:SentinelTransport"
-
-
-def broker_options(settings: Settings) -> dict[str, Any]:
-    """Transport options of the broker in use; each transport refuses those of the others.
-
-    Raises:
-        SettingsError: the URL cannot be used with them.
-    """
-    broker = settings.broker
-    if not settings.broker_url.startswith(("redis", "sentinel")):
-        return {}
-    options = {
-        "visibility_timeout": broker.visibility_timeout_seconds,
-        # Look for messages of dead workers every 10 s instead of every 100.
-        "unacked_restore_interval": 10,
-        "unacked_restore_throttle": 1,
-        # Without these a publish to a frozen Redis hangs for ever.
-        "socket_timeout": broker.socket_timeout_seconds,
-        "socket_connect_timeout": min(5.0, broker.socket_timeout_seconds),
-        "socket_keepalive": True,
-        "health_check_interval": 25,
-        "global_keyprefix": broker.key_prefix,
-        # Interactive jobs before bulk ones, in the order the queues are declared.
-        "queue_order_strategy": f"{QueueOrder.__module__}:{QueueOrder.__name__}",
-        "max_message_bytes": broker.max_message_bytes,
-    }
-    if settings.broker_url.startswith("sentinel"):
-        options["master_name"] = broker.sentinel_master
-    _check_url(settings.broker_url, options)
-    return options
-
-
-def _check_url(url: str, options: dict[str, Any]) -> None:
-    """Refuse what kombu or the Redis client would refuse, without connecting.
-
-    They would only when the first message is published, after its job is committed.
-    """
-    for one in url.split(";"):
-        try:
-            connection: Any = Connection(one, transport_options=options)
-            _make_connection(connection.create_transport(), options)
-        except Exception as error:  # noqa: BLE001  # both raise what comes along
-            # Without its text: what seems to be a database may be part of a password.
-            raise SettingsError(f"CAPTIONER_BROKER__URL {_problem(one, error)}") from None
-
-
-def _make_connection(transport: Any, options: dict[str, Any]) -> None:
-    """What a channel does before it connects."""
-    kind = transport.Channel
-    channel = kind.__new__(kind)  # to initialise it is to connect
-    channel.connection = transport
-    for name, value in options.items():
-        setattr(channel, name, value)
-    channel._get_pool().make_connection()  # noqa: SLF001  # kombu has no other way
-
-
-def _problem(url: str, error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return "has an ssl_cert_reqs that is none of required, optional and none"
-    if isinstance(error, ValueError):
-        return "has a database that is no number; it must end as in redis://host:6379/0"
-    if "?" in url:
-        return "has an option behind its ? that the Redis client does not know"
-    return f"cannot be used: {type(error).__name__}"
-
-
 def prepare_embedded_broker(url: str) -> None:
     """Create the embedded broker's file in WAL mode, so that readers never block a publisher.
 
@@ -195,3 +121,27 @@ def prepare_embedded_broker(url: str) -> None:
         raise BrokerUnavailableError(
             f"the embedded broker {path} cannot be opened: {error}; see CAPTIONER_DATA_DIR"
         ) from error
+
+
+_DELETE = """
+    DELETE FROM kombu_message
+    WHERE id IN (SELECT id FROM kombu_message WHERE visible = 0 LIMIT ?)
+"""
+
+
+def delete_delivered(url: str, limit: int) -> int:
+    """Delete delivered messages, which kombu keeps; how many, at most `limit`.
+
+    Args:
+        url: of the broker; another kind keeps none, and nothing is done.
+        limit: bounds the transaction.
+    """
+    if not url.startswith(EMBEDDED_PREFIX):
+        return 0
+    path = url.removeprefix(EMBEDDED_PREFIX)
+    with contextlib.closing(sqlite3.connect(path, timeout=10.0)) as connection, connection:
+        if not connection.execute(
+            "SELECT 1 FROM sqlite_master WHERE name = 'kombu_message'"
+        ).fetchone():
+            return 0  # nobody has published yet
+        return connection.execute(_DELETE, (limit,)).rowcount

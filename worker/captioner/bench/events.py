@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from captioner import DeliveryError, Event, hookimpl
+from captioner.bench.machine import describe_hardware
+from captioner.bench.place import own_database
 from captioner.delivering import DeliveryService
 from captioner.domain import Caption, CaptionRequest, JobState, Outcome
 from captioner.plugins import Plugins
-from captioner.queue_bench.machine import describe_hardware
-from captioner.queue_bench.place import own_database
 from captioner.settings import Settings
 from captioner.source import Source
 from captioner.store import Store, create_store_engine

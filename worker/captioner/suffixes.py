@@ -1,0 +1,13 @@
+"""How files of pictures and of videos usually end: for guesses before one has been opened."""
+
+from __future__ import annotations
+
+PICTURE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+)
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
+        ".ogv", ".ts", ".webm",
+    }
+)  # fmt: skip
