@@ -57,6 +57,11 @@ def succeeded(store: Store, count: int = 1, **values: Any) -> list[Job]:
     return store.get_many([job.id for job in jobs])
 
 
+def delete_old(store: Store, finished_before: datetime, limit: int) -> int:
+    """Of the jobs that ended before then, delete the oldest that nobody is to be told of."""
+    return store.delete_over([job.id for job in store.ended(finished_before, limit)])
+
+
 def again(job: Job | ClaimedJob, **values: Any) -> Requeue:
     return Requeue(job_id=job.id, attempt=job.attempt, **values)
 

@@ -87,7 +87,7 @@ def test_a_sweep_takes_the_others(store: Store) -> None:
             len(store.expire_overdue(100, now=LATER)),
             store.release_due(100, now=LATER),
             store.expire_workers(timedelta(minutes=1), 100, max_losses=20, now=LATER).requeued,
-            store.delete_finished(LATER, 100),
+            store.delete_over([job.id for job in done]),
             len(unstamped),
         ]
 

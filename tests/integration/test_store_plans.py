@@ -38,6 +38,11 @@ _ID = {
     "postgresql": "lpad(to_hex(n), 32, '0')::uuid",
     "sqlite": "printf('%032x', n)",
 }
+#: A second apart, as the store writes it.
+_ENDED = {
+    "postgresql": "CAST(:then AS timestamptz) + n * interval '1 second'",
+    "sqlite": "strftime('%Y-%m-%d %H:%M:%S.000000', :then, n || ' seconds')",
+}
 
 
 @pytest.fixture
@@ -51,7 +56,8 @@ def engine(database_url: str) -> Iterator[Engine]:
                 "INSERT INTO jobs (id, state, lane, source, source_display, options, metadata, "
                 "fingerprint, attempt, crashes, created_at, dispatched_at, started_at, "
                 f"finished_at, timings, owner) SELECT {_ID[dialect]}, 'succeeded', 'interactive', "
-                "'/a', '/a', '{}', '{}', '', 1, 0, :then, :then, :then, :then, '{}', 'w' "
+                f"'/a', '/a', '{{}}', '{{}}', '', 1, 0, :then, :then, :then, {_ENDED[dialect]}, "
+                f"'{{}}', 'w' "
                 f"FROM ({_NUMBERS[dialect]}) AS numbers"
             ),
             {"count": FINISHED, "then": "2025-12-01 00:00:00+00:00"},
@@ -86,7 +92,9 @@ def test_no_statement_of_the_path_or_of_housekeeping_reads_the_whole_table(engin
     store.cancel([job.id for job in jobs[:120]])
     assert store.expire_workers(MINUTE, 500, max_losses=20, now=NOON).requeued == 80
     assert len(store.expire_overdue(500, now=NOON + 9 * MINUTE)) == 500
-    assert store.delete_finished(NOON - MINUTE, 500) == 500
+    old = store.ended(NOON - MINUTE, 500)
+    assert store.ended(NOON - MINUTE, 500, after=old[-1])
+    assert store.delete_over([job.id for job in old]) == 500
     event.remove(engine, "before_cursor_execute", note)
 
     assert len(statements) >= 12

@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from captioner.celery import MAX_JOBS_PER_MESSAGE, create_app, publish
+from captioner.deliveries import Expansion
 from captioner.domain import JobState, Lane
 from captioner.errors import ErrorCode, StoreUnavailableError
 from captioner.republishing import MOST_OVERTAKEN, REPUBLISH_AFTER, queue_lengths
@@ -283,6 +284,30 @@ def test_a_round_takes_back_gives_up_expires_and_deletes(
     assert sorted(events(house.store)) == sorted(
         [(poison.id, "caption.failed"), (late, "caption.expired")]
     )
+    house.close()
+
+
+def test_jobs_that_must_stay_are_passed_over_a_few_a_round(
+    urls: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captioner.sweeper.BATCH", 2)
+    monkeypatch.setattr("captioner.sweeper.MOST_BATCHES", 2)
+    house = opened(tmp_path, *urls, RETENTION__FINISHED_DAYS="7")
+    # Of one moment, as those that are recorded together.
+    waiting = claimed(house.store, 5)
+    house.store.record([success(job) for job in waiting], now=NOON - timedelta(days=8))
+    untold = house.store.unexpanded(10)
+    (over,) = claimed(house.store)
+    house.store.record([success(over)], now=NOON - timedelta(days=7.5))
+    house.store.expand(
+        [Expansion(one, ()) for one in house.store.unexpanded(10) if one not in untold]
+    )
+    assert house.sweeper.sweep(NOON) == Counter()
+    assert house.sweeper.sweep(NOON) == {"old jobs deleted": 1}
+    nobody_listens(house.store)
+    assert house.sweeper.sweep(NOON) == {"old jobs deleted": 4}
+    assert house.sweeper.sweep(NOON) == {"old jobs deleted": 1}
+    assert house.store.list_jobs() == []
     house.close()
 
 

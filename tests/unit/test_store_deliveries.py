@@ -17,7 +17,7 @@ from captioner.errors import DeliveryNotFoundError, EventNotFoundError
 from captioner.events import DeliveryState, Event
 from captioner.store import Store, create_store_engine, delivery_log, retention, upgrade
 from processes import wait_until
-from stored import NOON, claimed, success
+from stored import NOON, claimed, delete_old, success
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -487,7 +487,7 @@ def test_a_job_stays_until_its_event_is_delivered_or_given_up(store: Store) -> N
     expanded(store, [unwanted])
     (given_up,) = (one for one in claim(store) if one.event == dead)
     store.record_attempts("w", [end(given_up, DeliveryState.DEAD)], now=NOON)
-    assert store.delete_finished(at(1), 10) == 2
+    assert delete_old(store, at(1), 10) == 2
     left = {job.id for job in store.list_jobs()}
     assert left == {unexpanded.job_id, pending.job_id}
     with pytest.raises(DeliveryNotFoundError):
@@ -500,7 +500,10 @@ def test_jobs_that_must_stay_keep_no_other_from_being_deleted(store: Store) -> N
     waiting = happen(store, 5)
     over = happen(store, 2)
     expanded(store, over)
-    assert store.delete_finished(at(1), 2) == 2
+    deleted, looked_at = 0, None
+    while page := store.ended(at(1), 2, after=looked_at):
+        deleted, looked_at = deleted + store.delete_over([job.id for job in page]), page[-1]
+    assert deleted == 2
     assert {job.id for job in store.list_jobs()} == {event.job_id for event in waiting}
 
 
@@ -510,8 +513,8 @@ def test_what_is_made_again_at_that_moment_is_not_deleted(postgres_url: str) -> 
         delivery = delivered(store)
         with store._database.transaction() as connection:
             assert delivery_log.redeliver(connection, [delivery.id], NOON) == {delivery.id}
-            assert store.delete_finished(at(1), 10) == 0
-        assert store.delete_finished(at(1), 10) == 0
+            assert store.delete_over([delivery.event.job_id]) == 0
+        assert store.delete_over([delivery.event.job_id]) == 0
         assert state_of(store, delivery) is DeliveryState.PENDING
         assert [one.id for one in claim(store)] == [delivery.id]
 
@@ -521,7 +524,7 @@ def test_what_is_deleted_at_that_moment_is_not_said_to_be_made_again(postgres_ur
     with Store(create_store_engine(postgres_url)) as store, ThreadPoolExecutor(2) as other:
         delivery = delivered(store)
         with store._database.transaction() as connection:
-            assert retention.delete_finished(connection, at(1), 10) == 1
+            assert retention.delete_over(connection, [delivery.event.job_id]) == 1
             one = other.submit(store.redeliver, [delivery.id])
             all_of_it = other.submit(store.redeliver_event, delivery.event.id or 0)
             wait_until(lambda: waits_for_a_lock(store, 2))

@@ -27,7 +27,7 @@ from captioner.domain import (
 from captioner.errors import ErrorCode
 from captioner.store import Store, create_store_engine, upgrade
 from captioner.store.models import FrameRow
-from stored import NOON, claimed, nobody_listens, submit, success
+from stored import NOON, claimed, delete_old, nobody_listens, submit, success
 
 MODEL = ModelInfo(
     id="demo", revision="abc", dtype="float32", device="cpu", backend="fast", image_size=64
@@ -257,5 +257,5 @@ def test_retention_deletes_what_an_older_worker_left(store: Store) -> None:
     store.record([success(job)], now=NOON)
     nobody_listens(store)
     assert rows(store) == 1
-    assert store.delete_finished(NOON + timedelta(days=1), 9) == 1
+    assert delete_old(store, NOON + timedelta(days=1), 9) == 1
     assert rows(store) == 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from captioner.domain import (
     Caption,
@@ -30,6 +30,7 @@ from captioner.errors import (
 from captioner.options import GenerationOptions
 from captioner.source import Source
 from captioner.store import Cursor, Store, create_store_engine, upgrade
+from captioner.store.models import JobRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -253,6 +254,48 @@ def test_one_state_can_be_listed(store: Store) -> None:
 
 
 # Claiming
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"temperature": 1e-9, "do_sample": True, "num_beams": 1},
+        {"length_penalty": 400.0},
+        {"of_next_year": 1},
+        {"alt_text": {"max_characters": 5_000}},
+        {"alt_text": "short"},
+        {"video": {"strategy": "scenes", "timestamps": [2.0]}},
+    ],
+    ids=str,
+)
+def test_a_job_of_another_version_is_shown_as_it_was_asked_and_not_run(
+    store: Store, written: dict[str, Any]
+) -> None:
+    """Limits change, and jobs stay: one that this version would refuse kept lists from showing."""
+    (other, own) = (submission.job for submission in store.add([request("a"), request("b")]))
+    options = other.options.as_mapping() | written
+    with store._database.transaction() as connection:
+        connection.execute(update(JobRow).where(JobRow.id == other.id).values(options=options))
+    assert [job.id for job in store.list_jobs()] == [own.id, other.id]
+    shown = store.get(other.id).as_mapping()["options"]
+    for name in written.keys() & {"temperature", "length_penalty"}:
+        assert shown[name] == written[name]
+    assert shown["num_beams"] == written.get("num_beams", other.options.num_beams)
+    assert [job.id for job in store.claim([other.id, own.id], "w")] == [own.id]
+    ended = store.get(other.id)
+    assert ended.failure is not None
+    assert ended.failure.code is ErrorCode.INVALID_REQUEST
+
+
+def test_an_error_code_of_a_newer_version_is_shown_as_text(store: Store) -> None:
+    (submission,) = store.add([request()])
+    (job,) = store.claim([submission.job.id], "w")
+    failure = JobFailure(ErrorCode.DECODE_FAILED, "it rained", retryable=True)
+    store.record([Outcome(job_id=job.id, attempt=1, state=JobState.FAILED, failure=failure)])
+    with store._database.transaction() as connection:
+        connection.execute(text("UPDATE jobs SET error_code = 'weather'"))
+    (shown,) = store.list_jobs()
+    assert shown.failure == JobFailure(ErrorCode.INTERNAL, "weather: it rained", retryable=True)
 
 
 def test_a_claim_takes_queued_jobs_once(store: Store) -> None:

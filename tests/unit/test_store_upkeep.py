@@ -11,7 +11,17 @@ from sqlalchemy import text
 from captioner.domain import JobState, Lane
 from captioner.errors import ErrorCode
 from captioner.store import Lost, Store, create_store_engine, upgrade
-from stored import BROKEN, NOON, again, claimed, events, nobody_listens, submit, success
+from stored import (
+    BROKEN,
+    NOON,
+    again,
+    claimed,
+    delete_old,
+    events,
+    nobody_listens,
+    submit,
+    success,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -173,10 +183,10 @@ def test_only_what_ended_before_then_is_deleted_with_all_that_hangs_on_it(store:
     for minute, job in enumerate(jobs[:4]):
         store.record([success(job)], now=NOON + minute * MINUTE)
     nobody_listens(store)
-    assert store.delete_finished(NOON + 2 * MINUTE, 1) == 1
+    assert delete_old(store, NOON + 2 * MINUTE, 1) == 1
     assert store.get_many([job.id for job in jobs])[0].id == jobs[1].id
-    assert store.delete_finished(NOON + 2 * MINUTE, 10) == 1
-    assert store.delete_finished(NOON + 2 * MINUTE, 10) == 0
+    assert delete_old(store, NOON + 2 * MINUTE, 10) == 1
+    assert delete_old(store, NOON + 2 * MINUTE, 10) == 0
     left = [*[job.id for job in jobs[2:]], *waiting]
     assert {job.id for job in store.get_many([job.id for job in jobs] + waiting)} == set(left)
     with store._database.reading() as connection:

@@ -11,7 +11,7 @@ from captioner.broker.embedded import delete_delivered
 from captioner.celery import CaptionerApp
 from captioner.errors import CaptionerError, StoreUnavailableError
 from captioner.republishing import Republisher
-from captioner.store import Store
+from captioner.store import Ended, Store
 
 LEASE = "sweeper"
 #: Most rows of one transaction, and most transactions of one step: what is left waits for the next
@@ -37,6 +37,9 @@ class Sweeper:
         #: Until then silence is no sign of death.
         self._forgiving_until = datetime.min.replace(tzinfo=UTC)
         self._swept_at: datetime | None = None
+        #: The last old job that was asked about. What must stay is not asked about again before all
+        #: others were: with nobody to deliver events that is every job there is.
+        self._looked_at: Ended | None = None
 
     def sweep(self, now: datetime | None = None) -> Counter[str]:
         """One round, if this worker is the one elected: each step, whatever became of the others.
@@ -108,9 +111,15 @@ class Sweeper:
 
     def _delete_old(self, now: datetime) -> Counts:
         days = self._settings.retention.finished_days
-        if days:
+        deleted = 0
+        for _ in range(MOST_BATCHES if days else 0):
             before = now - timedelta(days=days)
-            yield "old jobs deleted", _batches(lambda: self._store.delete_finished(before, BATCH))
+            old = self._store.ended(before, BATCH, after=self._looked_at)
+            deleted += self._store.delete_over([job.id for job in old])
+            self._looked_at = old[-1] if len(old) == BATCH else None
+            if self._looked_at is None:
+                break
+        yield "old jobs deleted", deleted
 
     def _forget(self, _: datetime) -> Counts:
         url = self._settings.broker_url

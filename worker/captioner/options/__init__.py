@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from captioner.options.alt_text import AltTextOptions
 from captioner.options.generation import PAPER, GenerationOptions
-from captioner.options.mapping import options_from_mapping, options_mapping
+from captioner.options.mapping import (
+    options_as_stored,
+    options_from_mapping,
+    options_mapping,
+)
 from captioner.options.video import VideoOptions
 
 __all__ = [
@@ -12,6 +16,7 @@ __all__ = [
     "AltTextOptions",
     "GenerationOptions",
     "VideoOptions",
+    "options_as_stored",
     "options_from_mapping",
     "options_mapping",
 ]

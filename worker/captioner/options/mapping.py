@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from captioner.errors import InvalidRequestError
 from captioner.options.alt_text import AltTextOptions
 from captioner.options.generation import GenerationOptions
 from captioner.options.video import VideoOptions
@@ -15,6 +17,8 @@ _NOT_GENERATION = frozenset({"alt_text", "video"})
 #: Of requests that ask for nothing, which most are.
 _PLAIN = AltTextOptions()
 _USUAL_FRAMES = VideoOptions()
+
+Options = TypeVar("Options", GenerationOptions, AltTextOptions, VideoOptions)
 
 
 def options_mapping(
@@ -45,6 +49,32 @@ def options_from_mapping(
     alt_text = AltTextOptions.from_mapping(values["alt_text"]) if "alt_text" in values else _PLAIN
     video = VideoOptions.from_mapping(values["video"]) if "video" in values else _USUAL_FRAMES
     return options, alt_text, video
+
+
+def options_as_stored(
+    values: Mapping[str, Any],
+) -> tuple[GenerationOptions, AltTextOptions, VideoOptions]:
+    """As `options_from_mapping`, to be shown and not to be run: nothing is refused.
+
+    Limits change, and jobs stay: another version may have taken values that this one would not. Of
+    what a newer one has added, nothing is known.
+    """
+    try:
+        return options_from_mapping(values)
+    except InvalidRequestError:
+        return (
+            _unchecked(GenerationOptions, values),
+            _unchecked(AltTextOptions, values.get("alt_text")),
+            _unchecked(VideoOptions, values.get("video")),
+        )
+
+
+def _unchecked(kind: type[Options], values: object) -> Options:
+    given = values if isinstance(values, Mapping) else {}
+    options = object.__new__(kind)
+    for field in dataclasses.fields(kind):
+        object.__setattr__(options, field.name, given.get(field.name, field.default))
+    return options
 
 
 @functools.lru_cache(maxsize=256, typed=True)

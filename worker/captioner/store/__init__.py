@@ -7,6 +7,7 @@ from captioner.store.endpoints import WebhookEndpoint
 from captioner.store.opening import SchemaStatus, open_store, schema_status, upgrade_schema
 from captioner.store.queries import Cursor
 from captioner.store.repository import Store
+from captioner.store.retention import Ended
 from captioner.store.schema import current, head, require_current, upgrade
 from captioner.store.session import create_store_engine, engine_from_settings
 from captioner.store.submissions import Submission
@@ -15,6 +16,7 @@ from captioner.store.upkeep import Lost
 __all__ = [
     "CombinedStore",
     "Cursor",
+    "Ended",
     "Lost",
     "SchemaStatus",
     "Store",

@@ -23,7 +23,7 @@ from captioner.domain import (
     ModelInfo,
 )
 from captioner.errors import ErrorCode, InvalidRequestError
-from captioner.options import options_from_mapping, options_mapping
+from captioner.options import options_as_stored, options_from_mapping, options_mapping
 from captioner.source import Source
 from captioner.store.models import CaptionRow, JobRow
 
@@ -134,12 +134,12 @@ def fingerprint(request: CaptionRequest) -> str:
 
 
 def job_from_row(row: Row[Any], captions: Sequence[Caption] = ()) -> Job:
-    """The job of one row of `jobs`.
+    """The job of one row of `jobs`, as it is to be shown.
 
     Raises:
-        InvalidRequestError: another version wrote options or a source that this one refuses.
+        InvalidRequestError: another version wrote a source that this one refuses.
     """
-    options, alt_text, video = options_from_mapping(row.options)
+    options, alt_text, video = options_as_stored(row.options)
     return Job(
         id=row.id,
         state=row.state,
@@ -252,7 +252,12 @@ def clean_message(message: str) -> str:
 def _failure(row: Row[Any]) -> JobFailure | None:
     if row.error_code is None:
         return None
-    return JobFailure(ErrorCode(row.error_code), row.error_message or "", bool(row.error_retryable))
+    message = row.error_message or ""
+    try:
+        code = ErrorCode(row.error_code)
+    except ValueError:  # a newer version's
+        code, message = ErrorCode.INTERNAL, f"{row.error_code}: {message}"
+    return JobFailure(code, message, bool(row.error_retryable))
 
 
 def _model(stamp: Mapping[str, Any] | None) -> ModelInfo | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from captioner.domain import Lane
 from captioner.plugin_errors import PluginErrorCount
 from captioner.store import dispatches, endings, owners, plugin_errors, retention, workers
+from captioner.store.retention import Ended
 from captioner.store.transactions import Database
 
 
@@ -196,7 +197,20 @@ class Upkeep:
         with self._database.transaction() as connection:
             return endings.expire_overdue(connection, limit, moment)
 
-    def delete_finished(self, finished_before: datetime, limit: int) -> int:
-        """Delete jobs that ended before then, with captions and events; how many."""
+    def ended(
+        self, finished_before: datetime, limit: int, *, after: Ended | None = None
+    ) -> list[Ended]:
+        """One page of the jobs that ended before then, oldest first, or the next `after` a job."""
+        with self._database.reading() as connection:
+            return retention.ended(connection, finished_before, limit, after)
+
+    def delete_over(self, ids: Collection[UUID]) -> int:
+        """Delete those of these jobs that have ended and whom nobody is to be told of any more.
+
+        Returns:
+            How many; captions, events and deliveries go with each.
+        """
+        if not ids:
+            return 0
         with self._database.transaction() as connection:
-            return retention.delete_finished(connection, finished_before, limit)
+            return retention.delete_over(connection, ids)
