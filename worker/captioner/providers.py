@@ -8,18 +8,22 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from captioner.bounded_calls import BoundedCalls, HangingError
 from captioner.containers import PREFIX_BYTES
 from captioner.domain import JOINT, Caption, CaptionRequest, FrameCaptions, Media
-from captioner.errors import JobError, PluginError
+from captioner.errors import ErrorCode, JobError, PluginError
 from captioner.media import LocalFolders, check_size, open_source
 from captioner.plugins import Plugins
 from captioner.settings import MediaSettings
 from captioner.source import Source
+
+#: How long a plugin may take to bring a source, unless a download may take longer.
+OPEN_SECONDS = 60.0
 
 _TIMES = ("start_seconds", "end_seconds", "frame_seconds")
 
@@ -43,6 +47,24 @@ class Providers:
         """`limits` hold for what plugins bring, too."""
         self._plugins = plugins
         self._limits = limits
+        #: Where plugins bring sources, and may hang.
+        self._calls = BoundedCalls("sources")
+
+    @property
+    def hanging(self) -> int:
+        """Threads in which plugins hang that were to bring a source."""
+        return self._calls.hanging
+
+    def close(self) -> None:
+        """Let the threads end that have nothing to do."""
+        self._calls.close()
+
+    def hung(self, thread: int, seconds: float) -> JobError:
+        """What to raise where a plugin has hung for so long in that thread."""
+        problem = f"did not return within {seconds:g} s"
+        if asked := self._plugins.asked_by(thread):
+            return PluginError(*asked, problem)
+        return JobError(ErrorCode.PLUGIN_FAILED, f"a plugin {problem}")  # between two of them
 
     def count(self, error: BaseException) -> None:
         """Count a plugin's failure that ends the job here, also one from a decoder's process."""
@@ -58,13 +80,28 @@ class Providers:
         """True unless the source is a local file that no plugin could bring from elsewhere."""
         return source.scheme != "file" or self._plugins.implement("open_source")
 
-    def open_source(self, source: Source, folder: Path) -> Media:
-        """Bring a source to this machine; see `media.open_source`."""
+    def open_source(
+        self, source: Source, folder: Path, look: Callable[[], None] = lambda: None
+    ) -> Media:
+        """Bring a source to this machine; see `media.open_source`.
+
+        `look` is called now and then while a plugin is at it; what it raises ends the wait.
+        """
+        media = None
+        if self._plugins.implement("open_source"):
+            seconds = max(OPEN_SECONDS, self._limits.fetch_timeout_seconds)
+            try:
+                media = self._calls.call(lambda: self._brought(source, folder), look, seconds)
+            except HangingError as error:
+                raise self.hung(error.thread, seconds) from None
+        return media or open_source(source, folder, self._limits)
+
+    def _brought(self, source: Source, folder: Path) -> Media | None:
         found: tuple[str, Media] | None = self._plugins.first_named(
             "open_source", check=_check_media, source=source, folder=folder
         )
         if found is None:
-            return open_source(source, folder, self._limits)
+            return None
         name, media = found
         try:
             with media.path.open("rb") as file:
