@@ -25,6 +25,9 @@ from captioner.source import Source
 #: How long a plugin may take to bring a source, unless a download may take longer.
 OPEN_SECONDS = 60.0
 
+#: Longest text of a caption: what is more was not meant to be one, and would take the database.
+MAX_TEXT_CHARACTERS = 100_000
+
 _TIMES = ("start_seconds", "end_seconds", "frame_seconds")
 
 
@@ -137,7 +140,8 @@ class Providers:
             request: what was asked for.
             joint: of all frames together; it comes last.
         """
-        dated = [_dated(frame) for frame in frames]
+        # Nothing that one plugin could change before the next one is asked.
+        dated = tuple(_dated(frame) for frame in frames)
         captions = list(self._combine(dated, request)) if dated else []
         if joint:
             captions.append(replace(joint, rank=len(captions)))
@@ -233,6 +237,10 @@ def _check_caption(caption: object) -> None:
 def _check_text(name: str, text: Any) -> None:
     if not isinstance(text, str):
         raise TypeError(f"gave a caption whose {name} is {type(text).__name__}, not a text")
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise ValueError(
+            f"gave a caption whose {name} has {len(text)} characters; at most {MAX_TEXT_CHARACTERS}"
+        )
     if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"gave a caption whose {name} is not valid Unicode, or holds NUL")
 
