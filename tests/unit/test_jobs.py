@@ -45,6 +45,10 @@ def test_a_submission_is_a_queued_row_and_a_message(jobs: Jobs) -> None:
     assert jobs.get(str(job.id)) == job
 
 
+def test_a_source_may_be_a_path(jobs: Jobs) -> None:
+    assert jobs.submit(Path("/a/b.jpg")).source == Source("/a/b.jpg")
+
+
 def test_a_deadline_is_a_time_with_its_zone(jobs: Jobs) -> None:
     noon = datetime(2031, 6, 1, 12, tzinfo=timezone(timedelta(hours=2)))
     assert jobs.submit("/a.jpg", deadline_at=noon).deadline_at == noon

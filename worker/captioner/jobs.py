@@ -115,7 +115,7 @@ class Jobs(AbstractContextManager["Jobs"]):
 
     def submit(
         self,
-        source: str,
+        source: str | os.PathLike[str],
         *,
         prompt: str | None = None,
         options: Mapping[str, Any] | GenerationOptions | None = None,
@@ -161,7 +161,7 @@ class Jobs(AbstractContextManager["Jobs"]):
         elif not isinstance(video, VideoOptions):
             video = VideoOptions.from_mapping(video)
         defaults = self.settings.generation.model_dump()
-        found = Source(source)
+        found = Source(os.fspath(source) if isinstance(source, os.PathLike) else source)
         request = CaptionRequest(
             source=found,
             options=options_from(options, prompt, defaults),
@@ -331,7 +331,7 @@ def default() -> Jobs:
     return Jobs()
 
 
-def submit(source: str, **arguments: Any) -> Job:
+def submit(source: str | os.PathLike[str], **arguments: Any) -> Job:
     """`Jobs.submit` on the environment's installation."""
     return default().submit(source, **arguments)
 
