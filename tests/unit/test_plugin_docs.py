@@ -97,6 +97,17 @@ def test_every_hook_is_typed_and_says_what_it_is_for(name: str) -> None:
         assert parameter.annotation is not inspect.Parameter.empty
 
 
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_type_of_a_hook_is_a_public_name(name: str) -> None:
+    types = {word for one in HOOKS[name].__annotations__.values() for word in words_of(one)}
+    elsewhere = {"Collection", "Iterable", "None", "Path", "Sequence"}
+    assert types - elsewhere <= {*captioner.__all__}
+
+
+def words_of(annotation: str) -> list[str]:
+    return re.findall(r"\b[A-Z]\w+", annotation)
+
+
 # --- Built-in plugins -----------------------------------------------------------------------------
 
 

@@ -19,7 +19,13 @@ from captioner.domain import (
     Media,
     ModelInfo,
 )
-from captioner.errors import CaptionerError, DeliveryError, ErrorCode, JobError
+from captioner.errors import (
+    CaptionerError,
+    DeliveryError,
+    DeviceLostError,
+    ErrorCode,
+    JobError,
+)
 from captioner.events import Event, Receipt
 from captioner.options import AltTextOptions, GenerationOptions
 from captioner.source import Source
@@ -29,23 +35,35 @@ from captioner.words import content_words
 
 if TYPE_CHECKING:
     from captioner.media.frames import square
-    from captioner.settings import MediaSettings
+    from captioner.model import CaptionModel, JointCaptionModel
+    from captioner.settings import MediaSettings, Settings
+    from captioner.store import Store
 
 __version__ = version("captioner")
 
 #: Marks a plugin's function as the implementation of the hook of the same name.
 hookimpl = pluggy.HookimplMarker("captioner")
 
-#: Where the names are that load numpy, Pillow or pydantic; who does not use them need not wait.
-_ELSEWHERE = {"MediaSettings": "captioner.settings", "square": "captioner.media.frames"}
+#: Where the names are that load numpy, Pillow, pydantic or SQLAlchemy; who does not use them need
+#: not wait.
+_ELSEWHERE = {
+    "CaptionModel": "captioner.model",
+    "JointCaptionModel": "captioner.model",
+    "MediaSettings": "captioner.settings",
+    "Settings": "captioner.settings",
+    "Store": "captioner.store",
+    "square": "captioner.media.frames",
+}
 
 __all__ = [
     "PREFIX_BYTES",
     "AltTextOptions",
     "Caption",
+    "CaptionModel",
     "CaptionRequest",
     "CaptionerError",
     "DeliveryError",
+    "DeviceLostError",
     "ErrorCode",
     "Event",
     "Frame",
@@ -54,11 +72,14 @@ __all__ = [
     "Job",
     "JobError",
     "JobState",
+    "JointCaptionModel",
     "Media",
     "MediaSettings",
     "ModelInfo",
     "Receipt",
+    "Settings",
     "Source",
+    "Store",
     "VideoOptions",
     "WorkerStats",
     "__version__",
