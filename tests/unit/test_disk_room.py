@@ -22,6 +22,7 @@ from captioner.plugins import Plugins
 from captioner.providers import Providers
 from captioner.settings import MediaSettings
 from captioner.source import Source
+from captioner.testing import caption_with
 from sites import running_site
 
 LIMITS = MediaSettings(allowed_hosts="127.0.0.1:*")
@@ -62,6 +63,18 @@ with job_folder() as folder:
         assert not left.exists()
         assert mine.is_dir()
     assert [*tmp_path.iterdir()] == [others]
+
+
+def test_a_worker_that_begins_leaves_the_folders_of_plugins_tests_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Begins:
+        @hookimpl
+        def open_source(self) -> None:
+            assert remove_abandoned() == 0
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert caption_with(Begins()).caption == "mean colour 10 20 30"
 
 
 @pytest.mark.parametrize("scheme", ["data", "http"])

@@ -54,6 +54,10 @@ def test_a_submission_is_a_queued_row_and_a_message(jobs: Jobs) -> None:
     assert jobs.get(str(job.id)) == job
 
 
+def test_a_source_may_be_a_path(jobs: Jobs) -> None:
+    assert jobs.submit(Path("/a/b.jpg")).source == Source("/a/b.jpg")
+
+
 def test_a_deadline_is_a_time_with_its_zone(jobs: Jobs) -> None:
     noon = datetime(2031, 6, 1, 12, tzinfo=timezone(timedelta(hours=2)))
     assert jobs.submit("/a.jpg", deadline_at=noon).deadline_at == noon
@@ -184,14 +188,29 @@ def test_the_module_uses_the_environment_and_survives_a_fork(
     monkeypatch.setenv("CAPTIONER_DATA_DIR", str(tmp_path))
     door.default.cache_clear()
     try:
-        before = door.default()
         job = door.submit("/a.jpg")
+        before = door.default()._store
         child = os.fork()
         if child == 0:  # pragma: no cover  # measured in the parent alone
-            fresh = door.default() is not before
+            fresh = door.default()._store is not before
             os._exit(0 if fresh and door.get(job.id) == job else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert door.cancel(job.id).state is JobState.CANCELED
-        before.close()
+        door.default().close()
     finally:
         door.default.cache_clear()
+
+
+def test_the_children_of_a_fork_do_not_share_its_connections(jobs: Jobs) -> None:
+    """A site makes its own `Jobs` and a server forks: two processes in one connection hung."""
+    job = jobs.submit("/a.jpg")
+    before = jobs._store, jobs._app
+    jobs._connecting.acquire()  # as by a thread that is in the middle of it
+    child = os.fork()
+    if child == 0:  # pragma: no cover  # measured in the parent alone
+        fresh = jobs._store is not before[0] and jobs._app is not before[1]
+        os._exit(0 if fresh and jobs.cancel(job.id).state is JobState.CANCELED else 1)
+    jobs._connecting.release()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (jobs._store, jobs._app) == before
+    assert jobs.get(job.id).state is JobState.CANCELED

@@ -3,6 +3,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+from typing import Literal
+
+import pytest
 
 from captioner.logs import configure_logging, job_context
 from captioner.settings import LogSettings
@@ -51,6 +54,25 @@ def test_what_strangers_wrote_forges_no_line_and_steers_no_terminal() -> None:
     assert "no a�[2Jb 2026-01-02 03:04:05 ERROR forged�31m  name_=a�[2Jb�2026" in line
     assert traceback[0] == "Traceback (most recent call last):"
     assert all(map(str.isprintable, traceback))
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_who_says_too_much_is_cut_short(form: Literal["text", "json"]) -> None:
+    """As a plugin does that puts a whole answer into its exception."""
+    stream = io.StringIO()
+    configure_logging(LogSettings(format=form), stream)
+    answer = "z" * 10_000_000
+
+    def fail() -> None:
+        raise ValueError(answer)
+
+    try:
+        fail()
+    except ValueError:
+        logging.getLogger("captioner.x").exception("no: %s", answer)
+    assert len(stream.getvalue()) < 20_000
+    assert stream.getvalue().count("(10000004 characters)") == 1
+    assert stream.getvalue().count("(10000012 characters)") == 1
 
 
 def test_json_steers_no_terminal_either() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -211,6 +212,7 @@ WRONG = [
     (wrong(alt_text=5), "TypeError: gave a caption whose alt_text is int, not a text"),
     (wrong(text="a\x00b"), "ValueError: gave a caption whose text is not valid Unicode"),
     (wrong(continuation="\ud800"), "ValueError: gave a caption whose continuation is"),
+    (wrong(text="x" * 100_001), "ValueError: gave a caption whose text has 100001 characters;"),
     (wrong(score=math.nan), "ValueError: gave a caption whose score is not a finite"),
     (wrong(score="1"), "ValueError: gave a caption whose score is not a finite number"),
     (wrong(beam_score=True), "ValueError: gave a caption whose beam_score is not a fin"),
@@ -262,12 +264,45 @@ def test_a_plugin_combines_the_captions_of_frames() -> None:
     assert job.captions[0].end_seconds == 2.5
 
 
+def test_what_is_said_of_frames_cannot_be_changed_for_the_next_plugin() -> None:
+    """Who was asked next failed for it, and was blamed."""
+
+    class Empties(Combines):
+        @hookimpl
+        def combine_captions(self, frames: Any) -> None:
+            frames.clear()
+
+    code, message = failure(Empties())
+    assert code is ErrorCode.PLUGIN_FAILED
+    assert message.startswith("plugin 'mine' failed in combine_captions: AttributeError: 'tuple'")
+
+
 def test_without_such_a_plugin_each_frame_keeps_its_best() -> None:
     job = caption_with(Combines(None), options={"num_return_sequences": 2})
     assert [(c.rank, c.start_seconds, c.text) for c in job.captions] == [
         (0, 0.5, "mean colour 1 1 1"),
         (1, 1.0, "mean colour 2 2 2"),
     ]
+
+
+def test_a_plugin_that_samples_without_end_is_stopped(tmp_path: Path) -> None:
+    """It would take a decoder and grow tables for ever."""
+
+    class Endless:
+        @hookimpl
+        def sample_frames(self, image_size: int) -> Iterator[Frame]:
+            pixels = np.full((image_size, image_size, 3), 5, np.uint8)
+            return (Frame(pixels, float(second)) for second in itertools.count())
+
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(tmp_path / "a.png")
+    limits = MediaSettings(allowed_roots=(tmp_path,), max_video_frames=40)
+    settings = Settings(data_dir=tmp_path, media=limits)
+    job = caption_with(Endless(), tmp_path / "a.png", settings=settings)
+    assert job.failure
+    assert job.failure.code is ErrorCode.VIDEO_TOO_LONG
+    assert job.failure.message.endswith(
+        "a.png: more than 40 frames were sampled (CAPTIONER_MEDIA__MAX_VIDEO_FRAMES)"
+    )
 
 
 # --- Counting -------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from captioner import (
     Source,
     attempts,
     hookimpl,
+    providers,
     service,
 )
 from captioner.chains import Threads
@@ -514,7 +515,11 @@ def test_a_hanging_processor_fails_its_job(
     assert states == [JobState.FAILED, JobState.SUCCEEDED][: len(names)]
     failure = bench.store.get(requests[0].id).failure
     assert failure is not None
-    assert (failure.code, "did not return" in failure.message) == ("plugin_failed", True)
+    assert failure.code == "plugin_failed"
+    assert failure.message == (
+        "plugin 'hanging' failed in process_caption: did not return within 0.2 s"
+    )
+    assert bench.plugins.errors.totals() == {("hanging", "process_caption"): 1}
     processor.go_on.set()
 
 
@@ -586,6 +591,67 @@ def test_what_a_plugin_raises_is_caught_whatever_it_is(bench: Bench) -> None:
     failure = bench.store.get(alone.id).failure
     assert failure is not None
     assert failure.code == "plugin_failed"
+
+
+class Opener:
+    """Brings nothing for as long as it likes."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.asked: list[str] = []
+
+    @hookimpl
+    def open_source(self, source: Source) -> None:
+        self.asked.append(source.display)
+        if source.scheme == "slow":
+            self.go_on.wait()
+
+
+def test_a_plugin_that_brings_no_source_for_ever_fails_its_job(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many: the others go on, and the worker ends in time."""
+    monkeypatch.setattr(providers, "OPEN_SECONDS", 0.2)
+    asking = bench.service._pipeline._providers
+    hurried = asking._limits.model_copy(update={"fetch_timeout_seconds": 0.1})
+    monkeypatch.setattr(asking, "_limits", hurried)
+    monkeypatch.setattr(service, "MOST_HANGING", 4)
+    opener = Opener()
+    bench.plugins.register(opener, "opener")
+    for number in range(4):
+        assert not bench.service.failed
+        (hanging,) = bench.submit(f"slow://{number}")
+        assert bench.service.run([hanging.id]) == [JobState.FAILED]
+    failure = bench.store.get(hanging.id).failure
+    assert failure is not None
+    assert (failure.code, failure.message) == (
+        "plugin_failed",
+        "plugin 'opener' failed in open_source: did not return within 0.2 s",
+    )
+    assert bench.plugins.errors.totals() == {("opener", "open_source"): 4}
+    (good,) = bench.submit(bench.picture("good.png", (3, 3, 3)))
+    assert bench.service.run([good.id]) == [JobState.SUCCEEDED]
+    assert bench.service.failed
+    bench.service.close()  # waits for none of them
+    opener.go_on.set()
+    wait_until(lambda: not bench.service.failed)
+
+
+def test_nobody_waits_for_a_source_that_is_not_wanted_any_more(bench: Bench) -> None:
+    opener = Opener()
+    bench.plugins.register(opener, "opener")
+    late = CaptionRequest(
+        source=Source("slow://late"), deadline_at=datetime.now(UTC) + timedelta(seconds=0.5)
+    )
+    bench.store.add([late])
+    (canceled,) = bench.submit("slow://canceled")
+    with ThreadPoolExecutor(2) as executor:
+        runs = [executor.submit(bench.service.run, [one]) for one in (late.id, canceled.id)]
+        wait_until(lambda: len(opener.asked) == 2)
+        bench.service.cancel([canceled.id])
+        assert runs[1].result(30) == [JobState.CANCELED]
+        assert runs[0].result(30) == [JobState.EXPIRED]
+    opener.go_on.set()
 
 
 def test_handing_back_gives_up_what_runs(bench: Bench) -> None:

@@ -22,7 +22,13 @@ from captioner.domain import (
     Media,
     ModelInfo,
 )
-from captioner.errors import CaptionerError, DeliveryError, ErrorCode, JobError
+from captioner.errors import (
+    CaptionerError,
+    DeliveryError,
+    DeviceLostError,
+    ErrorCode,
+    JobError,
+)
 from captioner.events import Event, Receipt
 from captioner.model import CaptionModel, JointCaptionModel
 from captioner.options import AltTextOptions, GenerationOptions, VideoOptions
@@ -58,6 +64,7 @@ __all__ = [
     "CaptionRequest",
     "CaptionerError",
     "DeliveryError",
+    "DeviceLostError",
     "ErrorCode",
     "Event",
     "Frame",

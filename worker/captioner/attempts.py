@@ -151,7 +151,7 @@ class Attempt:
             return False  # its own thread sees to that
         self._judged(captioning.check)
         if not captioning.abandoned and self._finishing_too_long():
-            self._judged(_fail_for_a_hanging_plugin)
+            self._judged(self._fail_for_a_hanging_plugin)
             captioning.abandon()
         if captioning.abandoned:
             self._leave_plugins()
@@ -188,6 +188,10 @@ class Attempt:
         if self._finishing and self._finishing.begun:
             self._finishing_seconds += CHECK_SECONDS
         return self._finishing_seconds > FINISH_SECONDS
+
+    def _fail_for_a_hanging_plugin(self) -> None:
+        if self._finishing:
+            raise self._pipeline.hung(self._finishing.thread, FINISH_SECONDS)
 
     def _leave_plugins(self) -> None:
         """Nothing ends their thread; another takes its place."""
@@ -249,14 +253,6 @@ class Attempt:
 
 def _nothing() -> None:
     pass
-
-
-def _fail_for_a_hanging_plugin() -> None:
-    raise JobError(
-        ErrorCode.PLUGIN_FAILED,
-        "a plugin's combine_captions or process_caption did not return "
-        f"within {FINISH_SECONDS:g} s",
-    )
 
 
 def _untried(job: ClaimedJob, *, not_before: datetime | None = None) -> Requeue:

@@ -48,6 +48,8 @@ class Chain(Generic[Item, Result]):
         self.aside = False
         #: True when the thread is done with it.
         self.returned = False
+        #: The thread that has come to it, as `threading.get_ident` has it; 0: none yet.
+        self.thread = 0
 
     @property
     def items(self) -> list[Item]:
@@ -63,6 +65,7 @@ class Chain(Generic[Item, Result]):
 
     def run(self) -> bool:
         """Handle the items, in a thread; False when another has taken its place meanwhile."""
+        self.thread = threading.get_ident()
         while (item := self._next()) and self._finish(item[0], self._work(item[0])):
             pass
         with self._lock:

@@ -36,7 +36,8 @@ def open_source(source: Source, folder: Path) -> Media | None:
     """Bring a source to this machine, as from s3://…; None leaves it to the next plugin.
 
     Asked before what captioner opens by itself, so have a look at `source.scheme` first. Called in
-    a thread of the worker, where nothing else bounds the time it takes.
+    a thread of the worker, which is left behind after 60 s, or
+    `CAPTIONER_MEDIA__FETCH_TIMEOUT_SECONDS` where that is more.
 
     Args:
         source: what the client named; `source.uri` in full, `source.display` to be shown.

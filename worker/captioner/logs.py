@@ -18,6 +18,9 @@ from captioner.redaction import printable, printable_json, printable_lines
 if TYPE_CHECKING:
     from captioner.settings import LogSettings
 
+#: Of a message, and of each line of a traceback; an exception may hold all that it was about.
+LONGEST_CHARACTERS = 4_000
+
 _job_id: ContextVar[object] = ContextVar("captioner_job_id", default=None)
 
 #: What every LogRecord has; anything else was passed as `extra` and is printed.
@@ -46,6 +49,17 @@ def _extras(record: logging.LogRecord) -> dict[str, object]:
     return {"job_id": str(job_id), **extras} if job_id and "job_id" not in extras else extras
 
 
+def _cut(text: str) -> str:
+    if len(text) <= LONGEST_CHARACTERS:
+        return text
+    return f"{text[:LONGEST_CHARACTERS]}… ({len(text)} characters)"
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    text = formatter.formatException(record.exc_info) if record.exc_info else ""
+    return "\n".join(map(_cut, text.split("\n")))
+
+
 class TextFormatter(logging.Formatter):
     """`2026-01-02 03:04:05 INFO captioner.service: text  key=value …`.
 
@@ -55,12 +69,13 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line, and the traceback below it when there is one."""
         time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        message = " ".join(record.getMessage().splitlines())  # Celery's have lines, to be read
+        message = _cut(record.getMessage())
+        message = " ".join(message.splitlines())  # Celery's have lines, to be read
         line = f"{time} {record.levelname} {record.name}: {message}"
         line += "".join(f"  {key}={value}" for key, value in _extras(record).items())
         line = printable(line)
         if record.exc_info:
-            line += "\n" + printable_lines(self.formatException(record.exc_info))
+            line += "\n" + printable_lines(_traceback(self, record))
         return line
 
 
@@ -73,11 +88,11 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _cut(record.getMessage()),
             **_extras(record),
         }
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+            entry["exception"] = _traceback(self, record)
         return printable_json(json.dumps(entry, default=str, ensure_ascii=False))
 
 

@@ -16,7 +16,7 @@ from captioner.captioning import Captioned, Captioning
 from captioner.disk_room import filling, job_folder
 from captioner.domain import CaptionRequest
 from captioner.engine import Engine
-from captioner.errors import HandedBackError
+from captioner.errors import HandedBackError, JobError
 from captioner.frame_log import FrameLog
 from captioner.media import HostSlots
 from captioner.plugins import Plugins
@@ -70,6 +70,21 @@ class Pipeline:
     def finishes_slowly(self) -> bool:
         """True when plugins work on captions, which may take them any time."""
         return self._providers.process_captions
+
+    @property
+    def hanging(self) -> int:
+        """Threads in which plugins hang; nothing ends them but the end of the process."""
+        return self._providers.hanging
+
+    def close(self) -> None:
+        """Let its threads end; nothing is captioned any more."""
+        self._providers.close()
+
+    def hung(self, thread: int, seconds: float) -> JobError:
+        """What to raise where a plugin has hung for so long in that thread; it is counted."""
+        error = self._providers.hung(thread, seconds)
+        self._providers.count(error)
+        return error
 
     def find(self, requests: Sequence[CaptionRequest]) -> list[Found | None]:
         """Find the local files of many requests, for `begin`; see `Providers.find`."""
@@ -147,7 +162,7 @@ class Pipeline:
                     self._hosts.hold(request.source, request.lane),
                     filling(folder, request.source.display),
                 ):
-                    media = self._providers.open_source(request.source, folder)
+                    media = self._providers.open_source(request.source, folder, watch.check)
                 watch.count("fetch", since)
             size = self._engine.info.image_size
             stream = self._sampler.sample(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -50,6 +51,8 @@ class Plugins:
         self._infos: dict[str, PluginInfo] = {}
         #: Asked for several times a job, and rarely changed.
         self._by_hook: dict[str, Sequence[tuple[str, Any]]] = {}
+        #: The provider that each thread has asked, and for which hook.
+        self._asked: dict[int, tuple[str, str]] = {}
         #: What they did wrong; of a provider, counted by who has the job that it failed.
         self.errors = PluginErrors()
 
@@ -126,6 +129,10 @@ class Plugins:
                 return _call(implementation, arguments)
         raise LookupError(f"no plugin {plugin!r} with {hook} is installed and enabled here")
 
+    def asked_by(self, thread: int) -> tuple[str, str] | None:
+        """The provider and the hook that a thread waits for: what hangs, if it does."""
+        return self._asked.get(thread)
+
     def stream(self, hook: str, *, check: Callable[[Any], None], **arguments: Any) -> Iterator[Any]:
         """Ask the providers of `hook` in order, and yield from the first result that is not None.
 
@@ -140,7 +147,7 @@ class Plugins:
             MemoryError: whose fault that is nobody can tell.
         """
         for name, implementation in self._implementations(hook):
-            with _blamed(name, hook):
+            with _blamed(name, hook, self._asked):
                 result = _call(implementation, arguments)
                 if result is not None:
                     for item in result:
@@ -175,7 +182,7 @@ class Plugins:
             MemoryError: whose fault that is nobody can tell.
         """
         for name, implementation in self._implementations(hook):
-            with _blamed(name, hook):
+            with _blamed(name, hook, self._asked):
                 result = _call(implementation, arguments)
                 if result is not None:
                     check(result)
@@ -207,7 +214,7 @@ class Plugins:
             MemoryError: as `first_named`.
         """
         for name, implementation in self._implementations(hook):
-            with _blamed(name, hook):
+            with _blamed(name, hook, self._asked):
                 result = _call(implementation, arguments | {link: value})
                 if result is not None:
                     value = accept(name, value, result)
@@ -243,16 +250,18 @@ _ON_PURPOSE = (MemoryError, GeneratorExit, KeyboardInterrupt)
 class _blamed:  # noqa: N801  # used like a function
     """What a provider raises is its fault, unless it was raised on purpose."""
 
-    __slots__ = ("_hook", "_name")
+    __slots__ = ("_asked", "_hook", "_name")
 
-    def __init__(self, name: str, hook: str) -> None:
+    def __init__(self, name: str, hook: str, asked: dict[int, tuple[str, str]]) -> None:
         self._name = name
         self._hook = hook
+        self._asked = asked
 
     def __enter__(self) -> None:
-        pass
+        self._asked[threading.get_ident()] = self._name, self._hook
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._asked.pop(threading.get_ident(), None)
         fault = None if error is None else _fault(error)
         if fault is not None:
             raise PluginError(self._name, self._hook, fault) from fault

@@ -8,18 +8,25 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from captioner.bounded_calls import BoundedCalls, HangingError
 from captioner.domain import JOINT, Caption, CaptionRequest, FrameCaptions, Media
-from captioner.errors import JobError, PluginError
+from captioner.errors import ErrorCode, JobError, PluginError
 from captioner.media import LocalFolders, check_size, open_source
 from captioner.plugins import Plugins
 from captioner.settings import MediaSettings
 from captioner.source import Source
 from captioner.video_containers import PREFIX_BYTES
+
+#: How long a plugin may take to bring a source, unless a download may take longer.
+OPEN_SECONDS = 60.0
+
+#: Longest text of a caption: what is more was not meant to be one, and would take the database.
+MAX_TEXT_CHARACTERS = 100_000
 
 _TIMES = ("start_seconds", "end_seconds", "frame_seconds")
 
@@ -43,6 +50,24 @@ class Providers:
         """`limits` hold for what plugins bring, too."""
         self._plugins = plugins
         self._limits = limits
+        #: Where plugins bring sources, and may hang.
+        self._calls = BoundedCalls("sources")
+
+    @property
+    def hanging(self) -> int:
+        """Threads in which plugins hang that were to bring a source."""
+        return self._calls.hanging
+
+    def close(self) -> None:
+        """Let the threads end that have nothing to do."""
+        self._calls.close()
+
+    def hung(self, thread: int, seconds: float) -> JobError:
+        """What to raise where a plugin has hung for so long in that thread."""
+        problem = f"did not return within {seconds:g} s"
+        if asked := self._plugins.asked_by(thread):
+            return PluginError(*asked, problem)
+        return JobError(ErrorCode.PLUGIN_FAILED, f"a plugin {problem}")  # between two of them
 
     def count(self, error: BaseException) -> None:
         """Count a plugin's failure that ends the job here, also one from a decoder's process."""
@@ -58,13 +83,28 @@ class Providers:
         """True unless the source is a local file that no plugin could bring from elsewhere."""
         return source.scheme != "file" or self._plugins.implement("open_source")
 
-    def open_source(self, source: Source, folder: Path) -> Media:
-        """Bring a source to this machine; see `media.open_source`."""
+    def open_source(
+        self, source: Source, folder: Path, look: Callable[[], None] = lambda: None
+    ) -> Media:
+        """Bring a source to this machine; see `media.open_source`.
+
+        `look` is called now and then while a plugin is at it; what it raises ends the wait.
+        """
+        media = None
+        if self._plugins.implement("open_source"):
+            seconds = max(OPEN_SECONDS, self._limits.fetch_timeout_seconds)
+            try:
+                media = self._calls.call(lambda: self._brought(source, folder), look, seconds)
+            except HangingError as error:
+                raise self.hung(error.thread, seconds) from None
+        return media or open_source(source, folder, self._limits)
+
+    def _brought(self, source: Source, folder: Path) -> Media | None:
         found: tuple[str, Media] | None = self._plugins.first_named(
             "open_source", check=_check_media, source=source, folder=folder
         )
         if found is None:
-            return open_source(source, folder, self._limits)
+            return None
         name, media = found
         try:
             with media.path.open("rb") as file:
@@ -100,7 +140,8 @@ class Providers:
             request: what was asked for.
             joint: of all frames together; it comes last.
         """
-        dated = [_dated(frame) for frame in frames]
+        # Nothing that one plugin could change before the next one is asked.
+        dated = tuple(_dated(frame) for frame in frames)
         captions = list(self._combine(dated, request)) if dated else []
         if joint:
             captions.append(replace(joint, rank=len(captions)))
@@ -196,6 +237,10 @@ def _check_caption(caption: object) -> None:
 def _check_text(name: str, text: Any) -> None:
     if not isinstance(text, str):
         raise TypeError(f"gave a caption whose {name} is {type(text).__name__}, not a text")
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise ValueError(
+            f"gave a caption whose {name} has {len(text)} characters; at most {MAX_TEXT_CHARACTERS}"
+        )
     if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"gave a caption whose {name} is not valid Unicode, or holds NUL")
 

@@ -46,7 +46,7 @@ from captioner.watch import CHECK_SECONDS
 MOST_CLAIMED = 10
 #: How long the first result of a message waits for the others, to be recorded with them.
 GATHER_SECONDS = 0.02
-#: Threads in which plugins hang with captions until the worker ends.
+#: Threads in which plugins hang until the worker ends.
 MOST_HANGING = 256
 #: How long a thread rests after a job that this worker is not fit for.
 REST_SECONDS = 5.0
@@ -122,7 +122,8 @@ class CaptionService:
 
         The model is lost for good, or plugins hang in so many threads that more would be too many.
         """
-        return self._engine.failed or self._finishers.replaced >= MOST_HANGING
+        hanging = self._finishers.replaced + self._pipeline.hanging
+        return self._engine.failed or hanging >= MOST_HANGING
 
     def run(
         self, job_ids: Sequence[UUID], tell: Callable[[Progress], None] = lambda _: None
@@ -292,6 +293,7 @@ class CaptionService:
         self._closed = True
         self._executor.shutdown()
         self._finishers.close()
+        self._pipeline.close()
         self.reports.end()
         self._sampler.close()
         self._engine.close()

@@ -15,6 +15,8 @@ MAX_SOURCE_CHARACTERS = 8_192
 MAX_INLINE_CHARACTERS = 256 * 1024 * 4 // 3 + 256
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+#: What a plugin may call its own, as RFC 3986 has it: `s3+eu://…`, `my-store://…`.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+")
 #: Half a character, which UTF-8 cannot encode.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -86,6 +88,7 @@ class Source:
 
 
 def _scheme(uri: str) -> str:
-    head, colon, _ = uri.partition(":")
-    known = colon and head.isascii() and head.isalnum() and len(head) > 1
-    return head.lower() if known else "file"
+    head, colon, rest = uri.partition(":")
+    if colon and head.isascii() and head.isalnum() and len(head) > 1:
+        return head.lower()
+    return head.lower() if rest.startswith("//") and _SCHEME.fullmatch(head) else "file"

@@ -45,7 +45,8 @@ class InlineSampler:
         """The frames of the first plugin that knows this media; see `Sampler.sample`."""
         self._slots.acquire(request.lane, look=look)
         try:
-            count = 0
+            done, most = set(done_seconds), self._limits.max_video_frames
+            count = len(done)
             for frame in self._plugins.stream(
                 "sample_frames",
                 check=partial(check_frame, image_size=image_size),
@@ -55,9 +56,15 @@ class InlineSampler:
                 limits=self._limits,
                 done_seconds=done_seconds,
             ):
-                count += 1
+                count += frame.time_seconds not in done
+                if count > most:  # also of a plugin that knows no limits, or no end
+                    raise JobError(
+                        ErrorCode.VIDEO_TOO_LONG,
+                        f"{media.name}: more than {most} frames were sampled "
+                        "(CAPTIONER_MEDIA__MAX_VIDEO_FRAMES)",
+                    )
                 yield frame
-            if not count and not done_seconds:
+            if not count:
                 raise JobError(ErrorCode.VIDEO_NO_FRAMES, f"no frame was found in {media.name}")
         except MemoryError as error:
             # Not tried again: the same media takes the same memory.

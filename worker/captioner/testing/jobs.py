@@ -90,7 +90,7 @@ def caption_with(
     """
     from captioner.plugins import Plugins
 
-    with tempfile.TemporaryDirectory(prefix="captioner-job-") as folder, memory_store() as store:
+    with tempfile.TemporaryDirectory(prefix="captioner-test-") as folder, memory_store() as store:
         if source is None:
             source = _picture(Path(folder))
         plugins = Plugins()
