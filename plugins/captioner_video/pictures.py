@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
+from av.sidedata.sidedata import Type
 from av.video.reformatter import Colorspace, ColorTrc
 from PIL import Image
 
@@ -20,20 +22,27 @@ WHITE_NITS = 203.0
 KNEE = 0.75
 
 _UNTAGGED = 2
+_HUNDREDTH = 655
 _HDR_SIDE = 1_024
 _BT2020_TO_BT709 = np.array(
     [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]],
     np.float32,
 )
+#: Where the picture's right and its lower side point to on the screen: to the right (1) or to the
+#: left (-1), and down or up.
 _TURNS = {
-    90: Image.Transpose.ROTATE_90,
-    180: Image.Transpose.ROTATE_180,
-    270: Image.Transpose.ROTATE_270,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
 }
 
 
 def upright_picture(frame: VideoFrame) -> Image.Image:
-    """The frame as mode RGB, turned as its container says, transparency composited on white.
+    """The frame as mode RGB, turned and mirrored as its file says, transparency on white.
 
     HDR (PQ, HLG) is mapped to what an SDR screen shows: paper white is nearly white, what is
     brighter is compressed. The aspect ratio of pixels is not followed: frames are squared anyway.
@@ -46,9 +55,22 @@ def upright_picture(frame: VideoFrame) -> Image.Image:
         picture.paste(rgba, mask=rgba.getchannel("A"))
     else:
         picture = Image.fromarray(_reformatted(frame, "rgb24"))
-    # FFmpeg's angles are counterclockwise, as Pillow's are.
-    turn = _TURNS.get(frame.rotation % 360)
+    turn = _turn(frame)
     return picture if turn is None else picture.transpose(turn)
+
+
+def _turn(frame: VideoFrame) -> Image.Transpose | None:
+    """From the display matrix itself: as an angle alone a mirrored picture is an upside-down one."""
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return None
+    right_x, right_y, _, down_x, down_y = struct.unpack_from("=5i", bytes(matrix))
+    return _TURNS.get((_sign(right_x), _sign(right_y), _sign(down_x), _sign(down_y)))
+
+
+def _sign(fixed: int) -> int:
+    """-1, 0 or 1; what is less than a hundredth in 16.16 fixed point is rounding."""
+    return 0 if abs(fixed) < _HUNDREDTH else 1 if fixed > 0 else -1
 
 
 def _reformatted(frame: VideoFrame, pixel_format: str) -> NDArray[np.uint8]:

@@ -161,6 +161,18 @@ def test_rotation_is_applied(tmp_path: Path, angle: int) -> None:
     assert frame.aspect_ratio == (2.0 if angle in (0, 180) else 0.5)
 
 
+@pytest.mark.parametrize(("angle", "bright_at"), [(0, (8, -8)), (180, (-8, 8)), (90, (-8, -8))])
+def test_mirrored_pictures_are_mirrored_and_not_upside_down(
+    tmp_path: Path, angle: int, bright_at: tuple[int, int]
+) -> None:
+    picture = plain((20, 20, 20), (96, 48))
+    picture.paste((250, 250, 250), (0, 0, 24, 24))  # top left
+    path = write_video(tmp_path / "a.mp4", [picture] * 3, rotation=angle, mirrored=True)
+    (frame,) = frames(path, frames=1)
+    corners = [(8, 8), (8, -8), (-8, 8), (-8, -8)]
+    assert [at for at in corners if frame.pixels[at].min() > 150] == [bright_at]
+
+
 @pytest.mark.parametrize("kind", ["ts", "mkv", "mp4"])
 def test_times_are_from_the_start_wherever_the_clock_begins(tmp_path: Path, kind: str) -> None:
     path = write_video(tmp_path / f"a.{kind}", clock(50, (128, 96)), start_seconds=5_000, gop=10)
