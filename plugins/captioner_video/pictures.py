@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from av.sidedata.sidedata import Type
@@ -11,6 +11,9 @@ from av.video.reformatter import Colorspace, ColorTrc
 from PIL import Image
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from av.buffer import Buffer
     from av.video.frame import VideoFrame
     from numpy.typing import NDArray
 
@@ -39,13 +42,22 @@ _TURNS = {
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
     (0, -1, 1, 0): Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = frozenset(
+    {
+        Image.Transpose.TRANSPOSE,
+        Image.Transpose.ROTATE_270,
+        Image.Transpose.TRANSVERSE,
+        Image.Transpose.ROTATE_90,
+    }
+)
 
 
 def upright_picture(frame: VideoFrame) -> Image.Image:
     """The frame as mode RGB, turned and mirrored as its file says, transparency on white.
 
     HDR (PQ, HLG) is mapped to what an SDR screen shows: paper white is nearly white, what is
-    brighter is compressed. The aspect ratio of pixels is not followed: frames are squared anyway.
+    brighter is compressed. Anamorphic pixels are not stretched, as frames are squared anyway:
+    `seen_ratio` tells how they are seen.
     """
     if frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67):
         picture = Image.fromarray(_from_hdr(frame))
@@ -59,10 +71,17 @@ def upright_picture(frame: VideoFrame) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
+def seen_ratio(frame: VideoFrame, pixel_ratio: float) -> float:
+    """Width over height of the upright picture on a screen, `pixel_ratio` being that of a pixel."""
+    ratio = frame.width * pixel_ratio / frame.height
+    return 1 / ratio if _turn(frame) in _SIDEWAYS else ratio
+
+
 def _turn(frame: VideoFrame) -> Image.Transpose | None:
-    """From the display matrix itself: as an angle alone a mirrored picture is an upside-down one."""
-    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
-    if matrix is None:
+    """From the display matrix itself: its angle alone turns mirrored pictures upside down."""
+    # PyAV's own types know of one kind alone.
+    side_data = cast("Mapping[Type, Buffer]", frame.side_data)
+    if (matrix := side_data.get(Type.DISPLAYMATRIX)) is None:
         return None
     right_x, right_y, _, down_x, down_y = struct.unpack_from("=5i", bytes(matrix))
     return _TURNS.get((_sign(right_x), _sign(right_y), _sign(down_x), _sign(down_y)))

@@ -173,6 +173,25 @@ def test_mirrored_pictures_are_mirrored_and_not_upside_down(
     assert [at for at in corners if frame.pixels[at].min() > 150] == [bright_at]
 
 
+@pytest.mark.parametrize(
+    ("pixel_ratio", "rotation", "seen"),
+    [
+        (Fraction(16, 11), None, 720 / 576 * 16 / 11),  # PAL, widescreen
+        (Fraction(16, 11), 90, 576 / 720 * 11 / 16),
+        (Fraction(2_000_000, 1), None, 720 / 576),  # nobody's
+    ],
+)
+def test_proportions_are_those_of_the_screen(
+    tmp_path: Path, pixel_ratio: Fraction, rotation: int | None, seen: float
+) -> None:
+    pictures = [plain((20, 20, 20), (720, 576))] * 3
+    path = write_video(
+        tmp_path / "a.mov", pictures, rotation=rotation, pixel_ratio=pixel_ratio, codec="libx264"
+    )
+    (frame,) = frames(path, frames=1)
+    assert frame.aspect_ratio == pytest.approx(seen)
+
+
 @pytest.mark.parametrize("kind", ["ts", "mkv", "mp4"])
 def test_times_are_from_the_start_wherever_the_clock_begins(tmp_path: Path, kind: str) -> None:
     path = write_video(tmp_path / f"a.{kind}", clock(50, (128, 96)), start_seconds=5_000, gop=10)
