@@ -115,6 +115,21 @@ def test_what_is_called_like_a_url_and_is_no_file_is_a_url(run: Run) -> None:
     assert (code, out.split()[-1]) == (0, "scan:1.png")
 
 
+@pytest.mark.parametrize("name", ["../other/a.png", "../other", "link/../a.png", "link/.."])
+def test_the_way_to_a_file_may_lead_upwards(run: Run, name: str) -> None:
+    Path("../other/deep").mkdir(parents=True)
+    Path("link").symlink_to("../other/deep")  # so that link/.. is other
+    draw(next(iter(scenes(3, 1))), 64).save("../other/a.png")
+    picture = Path("../other").resolve() / "a.png"
+
+    assert run("submit", name)[0] == 0
+    _, out, _ = run("list", "--json")
+    assert [job["source"] for job in json.loads(out)["jobs"]] == [str(picture)]
+    code, out, told = run("caption", name)
+    assert (code, told) == (0, ""), told
+    assert out.startswith(str(Path(name, "a.png") if Path(name).is_dir() else name))
+
+
 def test_a_closed_folder_is_told_and_the_others_are_submitted(run: Run, closed: str) -> None:
     Path("a.png").touch()
 
