@@ -37,6 +37,7 @@ from pictures import (
     png,
     quadrants,
     textured,
+    tiff,
     zoo,
 )
 
@@ -171,6 +172,12 @@ def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path) -> None:
     data = encode(quadrants(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01" * 500)
 
     assert decode_image(media_of(tmp_path, data), LIMITS).size == (32, 32)
+
+
+def test_pillow_logs_nothing_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    failure(tmp_path, tiff(b"\0" * 16 * 16 * 19, bits=(8,) * 19))
+
+    assert caplog.records == []
 
 
 def test_metadata_of_megabytes_is_harmless(tmp_path: Path) -> None:

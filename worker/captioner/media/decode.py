@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,8 @@ _TURNS = {
 # Pillow reports damaged metadata by warnings, which do not say of which file and change nothing.
 # Set once for the process: `warnings.catch_warnings` is not safe beside other threads.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+# And a TIFF of too many samples by an error of its own in the log, beside the one it raises.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def decode_image(
