@@ -169,6 +169,14 @@ def test_a_folder_without_pictures_is_a_mistake(run: Run, command: str) -> None:
     assert (code, out, told) == (2, "", "captioner: empty holds no pictures\n")
 
 
+def test_pictures_of_a_folder_are_told_by_every_suffix_that_programs_write(run: Run) -> None:
+    names = ["a.jpg", "b.JPEG", "c.jpe", "d.jfif", "e.tif", "f.TIFF", "g.webp"]
+    for name in [*names, "notes.txt", "film.mp4"]:
+        Path(name).touch()
+
+    assert run("submit", ".")[2].splitlines()[-1] == f"{len(names)} submitted"
+
+
 def test_odd_names_fail_alone(run: Run) -> None:
     picture = draw(next(iter(scenes(3, 1))), 64)
     odd = [b"a\xff.png", b"b\t.png", b"c\n.png", b"d\x1b.png"]

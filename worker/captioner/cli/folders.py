@@ -10,7 +10,9 @@ from captioner.cli.local_paths import shown, why
 from captioner.errors import InvalidRequestError
 
 #: How a picture's file is told from others, before anything has opened it.
-SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+SUFFIXES = {
+    ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp",
+}  # fmt: skip
 
 
 def pictures_below(folder: Path) -> Iterator[tuple[Path, InvalidRequestError | None]]:
