@@ -36,6 +36,8 @@ def write_video(
     codec: str | None = None,
     pixel_format: str = "yuv420p",
     rotation: int | None = None,
+    mirrored: bool = False,
+    pixel_ratio: Fraction | None = None,
     times: Sequence[float] | None = None,
     start_seconds: float = 0.0,
     options: Mapping[str, str] | None = None,
@@ -53,7 +55,9 @@ def write_video(
         ticks = Fraction(1, 1_000) if times or start_seconds else Fraction(1, rate)
         stream.codec_context.time_base = ticks
         if rotation is not None:
-            stream.set_display_rotation(rotation)
+            stream.set_display_rotation(rotation, hflip=mirrored)
+        if pixel_ratio is not None:
+            stream.sample_aspect_ratio = pixel_ratio
         for number, picture in enumerate(pictures):
             if number == 0:
                 stream.width, stream.height = picture.size

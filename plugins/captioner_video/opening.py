@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 #: How long FFmpeg may wait for data; it is a local file.
 IO_TIMEOUT_SECONDS = 10.0
 BUFFER_BYTES = 256 * 1024
+#: Pixels are no more than so much wider or narrower than high; those of widescreen DV are 1.5.
+ODDEST_PIXEL = 10
 
 _MAX_REASON_CHARACTERS = 160
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -131,6 +133,12 @@ def check_pixels(width: int, height: int, media: Media, limits: MediaSettings) -
             f"{media.name}: {width} × {height} pixels, at most {limits.max_video_pixels} in all "
             "(CAPTIONER_MEDIA__MAX_VIDEO_PIXELS)",
         )
+
+
+def pixel_ratio(stream: VideoStream) -> float:
+    """Width over height of its pixels; 1 where the file does not say, or nothing that is true."""
+    ratio = stream.sample_aspect_ratio
+    return float(ratio) if ratio and 1 / ODDEST_PIXEL <= ratio <= ODDEST_PIXEL else 1.0
 
 
 def _preference(stream: VideoStream) -> tuple[bool, int]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import struct
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from av.sidedata.sidedata import Type
 from av.video.reformatter import Colorspace, ColorTrc
 from PIL import Image
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from av.buffer import Buffer
     from av.video.frame import VideoFrame
     from numpy.typing import NDArray
 
@@ -20,23 +25,39 @@ WHITE_NITS = 203.0
 KNEE = 0.75
 
 _UNTAGGED = 2
+_HUNDREDTH = 655
 _HDR_SIDE = 1_024
 _BT2020_TO_BT709 = np.array(
     [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]],
     np.float32,
 )
+#: Where the picture's right and its lower side point to on the screen: to the right (1) or to the
+#: left (-1), and down or up.
 _TURNS = {
-    90: Image.Transpose.ROTATE_90,
-    180: Image.Transpose.ROTATE_180,
-    270: Image.Transpose.ROTATE_270,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = frozenset(
+    {
+        Image.Transpose.TRANSPOSE,
+        Image.Transpose.ROTATE_270,
+        Image.Transpose.TRANSVERSE,
+        Image.Transpose.ROTATE_90,
+    }
+)
 
 
 def upright_picture(frame: VideoFrame) -> Image.Image:
-    """The frame as mode RGB, turned as its container says, transparency composited on white.
+    """The frame as mode RGB, turned and mirrored as its file says, transparency on white.
 
     HDR (PQ, HLG) is mapped to what an SDR screen shows: paper white is nearly white, what is
-    brighter is compressed. The aspect ratio of pixels is not followed: frames are squared anyway.
+    brighter is compressed. Anamorphic pixels are not stretched, as frames are squared anyway:
+    `seen_ratio` tells how they are seen.
     """
     if frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67):
         picture = Image.fromarray(_from_hdr(frame))
@@ -46,9 +67,29 @@ def upright_picture(frame: VideoFrame) -> Image.Image:
         picture.paste(rgba, mask=rgba.getchannel("A"))
     else:
         picture = Image.fromarray(_reformatted(frame, "rgb24"))
-    # FFmpeg's angles are counterclockwise, as Pillow's are.
-    turn = _TURNS.get(frame.rotation % 360)
+    turn = _turn(frame)
     return picture if turn is None else picture.transpose(turn)
+
+
+def seen_ratio(frame: VideoFrame, pixel_ratio: float) -> float:
+    """Width over height of the upright picture on a screen, `pixel_ratio` being that of a pixel."""
+    ratio = frame.width * pixel_ratio / frame.height
+    return 1 / ratio if _turn(frame) in _SIDEWAYS else ratio
+
+
+def _turn(frame: VideoFrame) -> Image.Transpose | None:
+    """From the display matrix itself: its angle alone turns mirrored pictures upside down."""
+    # PyAV's own types know of one kind alone.
+    side_data = cast("Mapping[Type, Buffer]", frame.side_data)
+    if (matrix := side_data.get(Type.DISPLAYMATRIX)) is None:
+        return None
+    right_x, right_y, _, down_x, down_y = struct.unpack_from("=5i", bytes(matrix))
+    return _TURNS.get((_sign(right_x), _sign(right_y), _sign(down_x), _sign(down_y)))
+
+
+def _sign(fixed: int) -> int:
+    """-1, 0 or 1; what is less than a hundredth in 16.16 fixed point is rounding."""
+    return 0 if abs(fixed) < _HUNDREDTH else 1 if fixed > 0 else -1
 
 
 def _reformatted(frame: VideoFrame, pixel_format: str) -> NDArray[np.uint8]:

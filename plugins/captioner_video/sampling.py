@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from captioner import ErrorCode, Frame, JobError, Media, MediaSettings, VideoOptions, square
 from captioner_video.decoding import Reader, Shown, duration_seconds
 from captioner_video.duplicates import Look, look_alike, look_of
-from captioner_video.opening import decoding, opened, video_stream
-from captioner_video.pictures import upright_picture
+from captioner_video.opening import decoding, opened, pixel_ratio, video_stream
+from captioner_video.pictures import seen_ratio, upright_picture
 from captioner_video.strategies import count_times, plan_times, still_to_do
 from captioner_video.watch import Watch
 
@@ -54,7 +54,7 @@ def frames_of(
         stack.enter_context(decoding(media))
         stream = video_stream(container, media, limits)
         reader = Reader(container, stream, media, limits, watch)
-        run = _Run(media, options, image_size, limits, reader)
+        run = _Run(media, options, image_size, limits, reader, pixel_ratio(stream))
         run.plan(duration_seconds(container, stream))
         for frame in run.frames(done_seconds):
             with watch.stopped():
@@ -84,12 +84,14 @@ class _Run:
         image_size: int,
         limits: MediaSettings,
         reader: Reader,
+        pixel_ratio: float,
     ) -> None:
         self._media = media
         self._options = options
         self._image_size = image_size
         self._limits = limits
         self._reader = reader
+        self._pixel_ratio = pixel_ratio
         self._duration_seconds = 0.0
         self._times: list[float] = []
         self._seen = _Seen()
@@ -159,8 +161,7 @@ class _Run:
         end = self._reader.end_seconds
         seconds = max(self._seen.seconds, seconds if end is None else min(seconds, end))
         self._seen.seconds = seconds
-        picture = upright_picture(shown.frame)
-        pixels = square(picture, self._image_size)
+        pixels = square(upright_picture(shown.frame), self._image_size)
         look = look_of(pixels)
         repeated = self._seen.look is not None and look_alike(self._seen.look, look)
         if not repeated:
@@ -173,7 +174,7 @@ class _Run:
             expected_frames=len(self._times),
             media_seconds=self._duration_seconds,
             repeated=repeated,
-            aspect_ratio=picture.width / picture.height,
+            aspect_ratio=seen_ratio(shown.frame, self._pixel_ratio),
         )
 
     def _check_length(self, duration: float) -> None:

@@ -115,6 +115,21 @@ def test_what_is_called_like_a_url_and_is_no_file_is_a_url(run: Run) -> None:
     assert (code, out.split()[-1]) == (0, "scan:1.png")
 
 
+@pytest.mark.parametrize("name", ["../other/a.png", "../other", "link/../a.png", "link/.."])
+def test_the_way_to_a_file_may_lead_upwards(run: Run, name: str) -> None:
+    Path("../other/deep").mkdir(parents=True)
+    Path("link").symlink_to("../other/deep")  # so that link/.. is other
+    draw(next(iter(scenes(3, 1))), 64).save("../other/a.png")
+    picture = Path("../other").resolve() / "a.png"
+
+    assert run("submit", name)[0] == 0
+    _, out, _ = run("list", "--json")
+    assert [job["source"] for job in json.loads(out)["jobs"]] == [str(picture)]
+    code, out, told = run("caption", name)
+    assert (code, told) == (0, ""), told
+    assert out.startswith(str(Path(name, "a.png") if Path(name).is_dir() else name))
+
+
 def test_a_closed_folder_is_told_and_the_others_are_submitted(run: Run, closed: str) -> None:
     Path("a.png").touch()
 
@@ -152,6 +167,14 @@ def test_a_folder_without_pictures_is_a_mistake(run: Run, command: str) -> None:
     code, out, told = run(command, "full", "empty")
 
     assert (code, out, told) == (2, "", "captioner: empty holds no pictures\n")
+
+
+def test_pictures_of_a_folder_are_told_by_every_suffix_that_programs_write(run: Run) -> None:
+    names = ["a.jpg", "b.JPEG", "c.jpe", "d.jfif", "e.tif", "f.TIFF", "g.webp"]
+    for name in [*names, "notes.txt", "film.mp4"]:
+        Path(name).touch()
+
+    assert run("submit", ".")[2].splitlines()[-1] == f"{len(names)} submitted"
 
 
 def test_odd_names_fail_alone(run: Run) -> None:

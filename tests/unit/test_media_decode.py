@@ -37,6 +37,7 @@ from pictures import (
     png,
     quadrants,
     textured,
+    tiff,
     zoo,
 )
 
@@ -113,6 +114,22 @@ def test_the_format_is_told_by_the_content_and_never_by_the_name(tmp_path: Path,
         assert caught.value.code is ErrorCode.UNSUPPORTED_MEDIA_TYPE
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, and none of JPEG, PNG, WebP, GIF"),
+        (b"\n<!DOCTYPE html>\n<html><svg>", "a web page, and none of JPEG"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG, and none of"),
+        (b"%PDF-1.7", "PDF, and none of JPEG"),
+        (b"\x1f\x8b\x08\0", "compressed with gzip, and none of JPEG"),
+        (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d", "MXF, and none of MP4, QuickTime, Matroska"),
+        (b"no < picture", "none of JPEG, PNG, WebP, GIF, AVIF, TIFF, BMP"),
+    ],
+)
+def test_what_is_not_read_is_called_by_its_name(tmp_path: Path, content: bytes, what: str) -> None:
+    assert f"the content is {what}" in failure(tmp_path, content).message
+
+
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_orientation_is_applied(tmp_path: Path, image_format: str, orientation: int) -> None:
@@ -155,6 +172,12 @@ def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path) -> None:
     data = encode(quadrants(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01" * 500)
 
     assert decode_image(media_of(tmp_path, data), LIMITS).size == (32, 32)
+
+
+def test_pillow_logs_nothing_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    failure(tmp_path, tiff(b"\0" * 16 * 16 * 19, bits=(8,) * 19))
+
+    assert caplog.records == []
 
 
 def test_metadata_of_megabytes_is_harmless(tmp_path: Path) -> None:

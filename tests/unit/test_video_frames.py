@@ -161,6 +161,37 @@ def test_rotation_is_applied(tmp_path: Path, angle: int) -> None:
     assert frame.aspect_ratio == (2.0 if angle in (0, 180) else 0.5)
 
 
+@pytest.mark.parametrize(("angle", "bright_at"), [(0, (8, -8)), (180, (-8, 8)), (90, (-8, -8))])
+def test_mirrored_pictures_are_mirrored_and_not_upside_down(
+    tmp_path: Path, angle: int, bright_at: tuple[int, int]
+) -> None:
+    picture = plain((20, 20, 20), (96, 48))
+    picture.paste((250, 250, 250), (0, 0, 24, 24))  # top left
+    path = write_video(tmp_path / "a.mp4", [picture] * 3, rotation=angle, mirrored=True)
+    (frame,) = frames(path, frames=1)
+    corners = [(8, 8), (8, -8), (-8, 8), (-8, -8)]
+    assert [at for at in corners if frame.pixels[at].min() > 150] == [bright_at]
+
+
+@pytest.mark.parametrize(
+    ("pixel_ratio", "rotation", "seen"),
+    [
+        (Fraction(16, 11), None, 720 / 576 * 16 / 11),  # PAL, widescreen
+        (Fraction(16, 11), 90, 576 / 720 * 11 / 16),
+        (Fraction(2_000_000, 1), None, 720 / 576),  # nobody's
+    ],
+)
+def test_proportions_are_those_of_the_screen(
+    tmp_path: Path, pixel_ratio: Fraction, rotation: int | None, seen: float
+) -> None:
+    pictures = [plain((20, 20, 20), (720, 576))] * 3
+    path = write_video(
+        tmp_path / "a.mov", pictures, rotation=rotation, pixel_ratio=pixel_ratio, codec="libx264"
+    )
+    (frame,) = frames(path, frames=1)
+    assert frame.aspect_ratio == pytest.approx(seen)
+
+
 @pytest.mark.parametrize("kind", ["ts", "mkv", "mp4"])
 def test_times_are_from_the_start_wherever_the_clock_begins(tmp_path: Path, kind: str) -> None:
     path = write_video(tmp_path / f"a.{kind}", clock(50, (128, 96)), start_seconds=5_000, gop=10)

@@ -14,7 +14,7 @@ import typer
 
 from captioner.cli.environment import Device, Dtype, Json, Model, settings_from
 from captioner.cli.folders import pictures_below
-from captioner.cli.local_paths import Kind, kind_of, one_line, shown
+from captioner.cli.local_paths import Kind, from_root, kind_of, one_line, shown
 from captioner.cli.output import (
     alt_text,
     console,
@@ -163,7 +163,7 @@ def _sheet(
 
     limits = _limits(settings, [file])
     plugins = open_plugins(settings.plugins, limits)
-    request = replace(template, source=Source(str(file.absolute())))
+    request = replace(template, source=Source(str(from_root(file))))
     return sheet_of(request, captions, InlineSampler(plugins, limits), plugins, limits)
 
 
@@ -204,7 +204,7 @@ def _run(
                 if problem:
                     raise problem
                 # Not every name can be a source's: of bytes that are no UTF-8, or with a line end.
-                request = replace(template, id=uuid4(), source=Source(str(file.absolute())))
+                request = replace(template, id=uuid4(), source=Source(str(from_root(file))))
                 return file, pipeline.caption(request).captions, None
             except JobError as error:
                 return file, (), error

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from captioner.cli.folders import pictures_below
-from captioner.cli.local_paths import one_line, why
+from captioner.cli.local_paths import from_root, one_line, why
 from captioner.cli.requests import parse_source
 from captioner.domain import CaptionRequest, Lane
 from captioner.errors import InvalidRequestError
@@ -89,7 +89,7 @@ def items_of_folder(
     Each has a client key that stands for the file as it is, and for the options: submitted again,
     only what is new, changed or to be captioned otherwise makes a job.
     """
-    for path, problem in pictures_below(folder.absolute()):
+    for path, problem in pictures_below(from_root(folder)):
         try:
             if problem:
                 raise problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from enum import Enum, auto
@@ -37,6 +38,18 @@ def kind_of(path: Path) -> Kind:
     except ValueError:  # NUL, or half a character
         return Kind.NOTHING
     return Kind.FOLDER if stat.S_ISDIR(mode) else Kind.FILE
+
+
+def from_root(path: Path) -> Path:
+    """The same path from the root, and without `..`, which sources may not have.
+
+    What `..` leads to depends on links, so that those before it are followed; others stay.
+    """
+    path = path.absolute()
+    if ".." not in path.parts:
+        return path
+    up = len(path.parts) - path.parts[::-1].index("..")
+    return Path(os.path.realpath(Path(*path.parts[:up])), *path.parts[up:])
 
 
 def is_folder(text: str) -> bool:

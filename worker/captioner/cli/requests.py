@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from captioner.cli.local_paths import Kind, is_file, kind_of
+from captioner.cli.local_paths import Kind, from_root, is_file, kind_of
 from captioner.errors import InvalidRequestError
 from captioner.options import AltTextOptions, GenerationOptions, VideoOptions
 from captioner.request_json import options_from
@@ -178,7 +178,7 @@ def parse_source(text: str) -> Source:
         raise InvalidRequestError(f"{source.display} is a folder")
     if kind is Kind.NOTHING:
         raise InvalidRequestError(f"{source.display}: no such file")
-    return Source(str(path.absolute()))
+    return Source(str(from_root(path)))
 
 
 def _named(text: str) -> Path:

@@ -62,5 +62,5 @@ class Frame:
     media_seconds: float | None = None
     #: Looks like the one before it, whose captions it gets: the model is not asked.
     repeated: bool = False
-    #: Width over height of the picture before it was squared.
+    #: Width over height of the picture as it is seen, before it was squared.
     aspect_ratio: float | None = None

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from typing import TYPE_CHECKING
 
 from PIL import ExifTags, Image
 
+from captioner.containers import PREFIX_BYTES
 from captioner.errors import ErrorCode, JobError, describe
 from captioner.media.colour import to_rgb
-from captioner.media.formats import FORMAT_NAMES, find_format
+from captioner.media.formats import find_format
+from captioner.media.unread import told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +45,8 @@ _TURNS = {
 # Pillow reports damaged metadata by warnings, which do not say of which file and change nothing.
 # Set once for the process: `warnings.catch_warnings` is not safe beside other threads.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+# And a TIFF of too many samples by an error of its own in the log, beside the one it raises.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def decode_image(
@@ -118,7 +123,7 @@ def _decode(data: bytes, name: str, limits: MediaSettings, wanted_side: int | No
     if image_format is None:
         raise JobError(
             ErrorCode.UNSUPPORTED_MEDIA_TYPE,
-            f"{name}: the content is none of {', '.join(FORMAT_NAMES)}",
+            f"{name}: the content is {told(data[:PREFIX_BYTES])}",
         )
     _raise_pillows_limit(limits.max_image_pixels)
     size = image_format.size_before_open(data)
