@@ -53,9 +53,9 @@ def open_checkpoint(model_id: str, revision: str | None = None) -> Checkpoint:
             f"{model_id!r}: leave it unset"
         )
     if folder is None:
-        folder = fetch_snapshot(model_id, revision)
+        folder = fetch_snapshot(model_id, revision, check=_read_architecture)
     try:
-        architecture = read_architecture(read_json(folder / "config.json"))
+        architecture = _read_architecture(folder)
         pixels = read_pixel_settings(_read_processor(folder), architecture.vision.image_size)
         files = weight_files(folder)
         weights = check_weights(files, architecture)
@@ -92,6 +92,10 @@ def _local_folder(model_id: str) -> Path | None:
         f"there is no folder {model_id!r}; CAPTIONER_MODEL__ID is a hub id (owner/name), a local "
         "folder in Hugging Face format, or `demo`"
     )
+
+
+def _read_architecture(folder: Path) -> Architecture:
+    return read_architecture(read_json(folder / "config.json"))
 
 
 def _read_processor(folder: Path) -> dict[str, Any]:
