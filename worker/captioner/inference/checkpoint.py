@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from captioner.demo import MODEL_PATH
-from captioner.errors import ModelLoadError
+from captioner.errors import ModelLoadError, describe
+from captioner.given import shown
 from captioner.inference.architecture import Architecture, read_architecture
 from captioner.inference.hub import fetch_snapshot, looks_like_hub_id
 from captioner.inference.json_files import read_json
@@ -81,10 +82,16 @@ def _local_folder(model_id: str) -> Path | None:
                 "the demo model is missing from this installation of captioner: reinstall it"
             )
         return MODEL_PATH
-    path = Path(model_id).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(model_id).expanduser()
+        is_folder, is_there = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # no leave to look, too long a name, no such user
+        raise ModelLoadError(
+            f"there is no looking for a folder {shown(model_id)}: {describe(error)}"
+        ) from None
+    if is_folder:
         return path
-    if path.exists():
+    if is_there:
         raise ModelLoadError(f"{model_id!r} is a file: name the folder that holds the model")
     if looks_like_hub_id(model_id):
         return None
