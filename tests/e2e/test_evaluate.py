@@ -147,6 +147,7 @@ def test_without_every_caption_there_are_no_scores(env: dict[str, str], folder: 
         (["--annotations", "images/0.png"], 2, "images/0.png is not JSON"),
         (["--images", "none"], 2, "none"),
         (["--images", "."], 1, "12 of 12 pictures are not in .; the first is 0.png"),
+        (["--annotations", "forging.json"], 1, "the first is a.png�captioner: done"),
         (["--setting", "fast"], 2, "paper"),
         (["-o", "beams=1"], 2, "unknown option beams"),
         (["--predictions", "captions.json"], 2, "captions.json, line 1: not a prediction"),
@@ -157,6 +158,11 @@ def test_bad_input_is_one_clear_line(
     env: dict[str, str], folder: Path, arguments: list[str], code: int, said: str
 ) -> None:
     (folder / "empty.json").write_text('{"images": [], "annotations": []}')
+    forging = {
+        "images": [{"id": 1, "file_name": "a.png\ncaptioner: done"}],
+        "annotations": [{"image_id": 1, "caption": "a cat"}],
+    }
+    (folder / "forging.json").write_text(json.dumps(forging))
     before = (folder / "captions.json").read_bytes()
     result = evaluate(*arguments, env=env, folder=folder)
     assert (result.returncode, result.stdout) == (code, "")
@@ -207,6 +213,10 @@ def test_words_are_those_of_pycocoevalcap(capfd: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.long
+def test_half_a_character_costs_no_evaluation() -> None:
+    assert tokenize([json.loads('"a \\ud83d cat"'), "a dog"]) == ["a cat", "a dog"]
+
+
 def test_wrong_captions_score_low_and_empty_ones_nothing() -> None:
     others: dict[ImageId, str] = {
         number: SCENES[(number + 1) % len(SCENES)].caption for number in range(len(SCENES))

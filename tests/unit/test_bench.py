@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import mmap
+import os
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 
+from captioner.cli.bench import progress
 from captioner.errors import SettingsError
 from captioner.inference import load_captioner
 from captioner.inference.benchmark import Plan, make_blip_large, measure_memory, random_weights
@@ -90,6 +93,25 @@ def test_the_command_measures_and_reports(env: dict[str, str], tmp_path: Path) -
     assert min(encoder[key] for key in ("seconds", "floor_seconds", "attention_seconds")) > 0
     assert result.stdout.count("float32") >= 4
     assert "batch 3, 3 beams" in result.stderr  # progress
+
+
+def test_a_full_disk_costs_the_file_and_not_the_measurement(env: dict[str, str]) -> None:
+    result = captioner(
+        "bench", "model", "--model", "demo", "--batch", "1", "--beams", "1", "--rounds", "1",
+        "--tokens", "1", "--encoder-batch", "1", "--dtype", "float32", "--json", "/dev/full",
+        env=env,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("captioner: the output cannot be written")
+    assert "float32" in result.stdout
+
+
+def test_a_file_that_may_not_be_written_is_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(typer.BadParameter, match=r"report\.json may not be written"):
+        progress._writable(tmp_path / "report.json")
 
 
 @pytest.mark.long

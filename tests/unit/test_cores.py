@@ -55,6 +55,25 @@ def test_the_first_kind_of_cgroups_has_a_file_for_each_number(
     assert available_cores() == expected
 
 
+def test_what_systemd_runs_has_the_least_quota_of_its_group_and_those_above(root: Path) -> None:
+    (root / "proc/self").mkdir(parents=True)
+    own = root / "proc/self/cgroup"
+    own.write_text("1:name=systemd:/other\n0::/system.slice/captioner.service\n")
+    limit(root, "system.slice/captioner.service/cpu.max", "max 100000\n")
+    assert available_cores() == 8
+    limit(root, "system.slice/captioner.service/cpu.max", "300000 100000\n")
+    assert available_cores() == 3
+    limit(root, "system.slice/cpu.max", "200000 100000\n")
+    assert available_cores() == 2
+    # A container that sees the machine's names, and its own group as the uppermost.
+    own.write_text("0::/docker/0123\n")
+    assert available_cores() == 8
+    limit(root, "cpu.max", "400000 100000\n")
+    assert available_cores() == 4
+    own.write_text("nonsense\n0::/\n")
+    assert available_cores() == 4
+
+
 def test_without_a_quota_cores_are_those_of_the_affinity(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

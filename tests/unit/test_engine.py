@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,33 @@ def test_a_broken_picture_fails_alone() -> None:
     assert raised.value.code is ErrorCode.INTERNAL
     assert [future.result(10)[0].text.split()[-1] for future in futures] == ["10", "20", "30"]
     engine.close()
+
+
+class NumberlessModel(FakeCaptionModel):
+    """Has no number for bright pictures, as BLIP whose states overflow its type."""
+
+    def generate(self, images: Any, options: Any) -> Any:
+        score = {True: math.nan, False: -0.5}
+        return [
+            [replace(one, score=score[bool(pixels.mean() > 100)]) for one in captions]
+            for pixels, captions in zip(images, super().generate(images, options), strict=True)
+        ]
+
+
+def test_a_caption_with_no_number_behind_it_is_the_models_fault() -> None:
+    """The first plugin that saw one was blamed for it."""
+    model = NumberlessModel(hold=True)
+    engine = started(model, max_batch=8)
+    engine.submit(grey(1), OPTIONS)
+    assert model.busy.wait(10)
+    futures = [engine.submit(grey(level), OPTIONS) for level in (10, 200, 20)]
+    model.release.set()
+    with pytest.raises(JobError, match=r"scores are no numbers.*CAPTIONER_MODEL__DTYPE") as raised:
+        futures.pop(1).result(10)
+    assert raised.value.code is ErrorCode.INTERNAL
+    assert [future.result(10)[0].text.split()[-1] for future in futures] == ["10", "20"]
+    engine.close()
+    assert model.batches == [1, 3]
 
 
 def test_without_another_process_a_lost_device_fails_what_it_was_to_caption() -> None:

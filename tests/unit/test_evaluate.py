@@ -198,7 +198,16 @@ def test_predictions_of_another_caption_set_are_refused(kept: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"not a line of ours", b"{}\n", b'{"image_id": 1}\n', b"\n", b"[1]\n", b"\xff\n"]
+    "content",
+    [
+        b"not a line of ours",
+        b"{}\n",
+        b'{"image_id": 1}\n',
+        b"\n",
+        b"[1]\n",
+        b"\xff\n",
+        pytest.param(b"[" * 100_000 + b"\n", id="too deep"),
+    ],
 )
 def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "letter.txt"

@@ -100,6 +100,10 @@ class TestArchitecture:
         [
             ("vision_config", {"image_size": [32, 64]}),
             ("vision_config", {"image_size": 33}),
+            ("vision_config", {"patch_size": [[8], [8]]}),
+            ("vision_config", {"num_hidden_layers": 10**9}),
+            ("text_config", {"num_hidden_layers": 10**30}),
+            ("text_config", {"max_position_embeddings": 10**5_000}),
             ("vision_config", {"hidden_size": 50}),
             ("vision_config", {"hidden_act": "quick_gelu"}),
             ("text_config", {"num_hidden_layers": 0}),
@@ -217,14 +221,23 @@ class TestWhere:
     def test_a_file_is_no_folder(self, folder: Path) -> None:
         assert "folder" in refused(folder / "model.safetensors")
 
+    @pytest.mark.parametrize("model_id", ["~nobody-of-this-name/model", "long" * 1_000])
+    def test_what_cannot_be_looked_for(self, model_id: str) -> None:
+        assert "no looking for" in refused(model_id)
+
 
 class TestConfig:
     def test_missing(self, folder: Path) -> None:
         (folder / "config.json").unlink()
         assert "has no config.json" in refused(folder)
 
-    def test_not_json(self, folder: Path) -> None:
-        (folder / "config.json").write_text('{"model_type": ', encoding="utf-8")
+    @pytest.mark.parametrize(
+        "text",
+        ['{"model_type": ', "[" * 100_000, '{"model_type": ' + "1" * 5_000 + "}"],
+        ids=["cut", "too deep", "too long a number"],
+    )
+    def test_not_json(self, folder: Path, text: str) -> None:
+        (folder / "config.json").write_text(text, encoding="utf-8")
         assert "not valid JSON" in refused(folder)
 
     def test_not_an_object(self, folder: Path) -> None:
@@ -318,12 +331,12 @@ class TestWeights:
         (folder / "model-00002-of-00003.safetensors").unlink()
         assert "model-00002-of-00003.safetensors" in refused(folder)
 
-    def test_an_index_that_leads_out_of_the_folder(self, folder: Path) -> None:
+    @pytest.mark.parametrize(
+        "shard", ["../other.safetensors", ["other.safetensors"], "long" * 100 + ".safetensors", ""]
+    )
+    def test_an_index_of_what_is_no_file_in_the_folder(self, folder: Path, shard: object) -> None:
         shutil.move(folder / "model.safetensors", folder.parent / "other.safetensors")
-        write_json(
-            folder / "model.safetensors.index.json",
-            {"weight_map": {_WORDS: "../other.safetensors"}},
-        )
+        write_json(folder / "model.safetensors.index.json", {"weight_map": {_WORDS: shard}})
         assert "weight_map" in refused(folder)
 
     def test_a_tensor_in_two_shards(self, folder: Path) -> None:

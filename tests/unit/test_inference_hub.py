@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from captioner.errors import ModelLoadError
 from captioner.inference.checkpoint import open_checkpoint
 from captioner.inference.hub import looks_like_hub_id
-from checkpoints import save_tiny_blip
+from checkpoints import change_json, save_tiny_blip
 
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -168,6 +168,13 @@ def test_a_model_of_the_hub_with_pickled_weights_only(hub: Hub) -> None:
     with pytest.raises(ModelLoadError, match=r"no weights: expected model\.safetensors"):
         open_checkpoint("acme/tiny")
     assert "pytorch_model.bin" not in hub.fetched
+
+
+def test_a_model_of_another_kind_is_refused_before_its_weights_are_fetched(hub: Hub) -> None:
+    change_json(hub.folder / "config.json", lambda value: value.update(model_type="blip-2"))
+    with pytest.raises(ModelLoadError, match=r"'acme/tiny' cannot be used: .* 'blip-2'"):
+        open_checkpoint("acme/tiny")
+    assert hub.fetched == {"config.json"}
 
 
 @pytest.mark.parametrize(

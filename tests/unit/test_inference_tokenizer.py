@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,35 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     small = TextArchitecture(vocab_size=20, bos_token_id=19, sep_token_id=SEP)
     with pytest.raises(ModelLoadError, match="vocab_size is 20"):
         load_tokenizer(tmp_path, small)
+
+
+def write_vocabulary(folder: Path, words: Sequence[str]) -> None:
+    save_tiny_blip(folder, layout="hub")
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(list(VOCABULARY)[:30], id="cut short"),
+        pytest.param(list(VOCABULARY)[1:], id="a line less"),
+        pytest.param(list(VOCABULARY)[::-1], id="in another order"),
+    ],
+)
+def test_a_vocabulary_that_would_write_other_words_is_refused(
+    words: list[str], tmp_path: Path
+) -> None:
+    write_vocabulary(tmp_path, words)
+    with pytest.raises(ModelLoadError, match=f"at least {DEC} .*another model's, or part of it"):
+        load_tokenizer(tmp_path, _TEXT)
+
+
+def test_a_tokenizer_that_fails_at_unknown_words_is_refused(tmp_path: Path) -> None:
+    write_vocabulary(tmp_path, ["unknown" if word == "[UNK]" else word for word in VOCABULARY])
+    with pytest.raises(ModelLoadError, match=r"Missing \[UNK\]"):
+        load_tokenizer(tmp_path, _TEXT)
+
+
+def test_start_tokens_among_the_words_are_no_text_either(tmp_path: Path) -> None:
+    write_vocabulary(tmp_path, [*VOCABULARY, "[DEC]", "[ENC]"])
+    assert load_tokenizer(tmp_path, _TEXT).decode((DEC, *_ids("a dog"))) == "a dog"

@@ -18,6 +18,7 @@ from captioner.domain import ModelInfo
 from captioner.errors import CaptionerError
 from captioner.logs import configure_logging
 from captioner.options import PAPER, GenerationOptions
+from captioner.redaction import printable
 from captioner.settings import Settings
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def evaluate(
     if absent := missing(captions.pictures, images):
         raise CaptionerError(
             f"{len(absent)} of {len(captions.pictures)} pictures are not in {images}; "
-            f"the first is {absent[0].file}"
+            f"the first is {printable(absent[0].file)}"
         )
     path = predictions or Path(f"{annotations.stem}.predictions.jsonl")
     info, made = _caption(settings, captions.pictures, images, options, path)
@@ -179,7 +180,7 @@ def _caption(
         picture, error = failed[0]
         raise CaptionerError(
             f"{len(failed)} of {len(pictures)} pictures could not be captioned, so there are no "
-            f"scores; the first is {picture.file}: {error.code}: {error}"
+            f"scores; the first is {printable(picture.file)}: {error.code}: {error}"
         )
     return engine.info, made
 

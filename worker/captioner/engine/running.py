@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -74,7 +75,7 @@ def run_batch(
         return
     try:
         generated = _generate(model, [images[i] for i in valid], [options[i] for i in valid])
-        results: dict[int, Result] = dict(zip(valid, map(_captions, generated), strict=True))
+        results: dict[int, Result] = dict(zip(valid, map(_result, generated), strict=True))
     except DeviceLostError:
         raise
     except Exception as error:  # noqa: BLE001  # whatever it is, it is somebody's result
@@ -127,7 +128,16 @@ def _generate(
     return model.generate(images, options)
 
 
-def _captions(generated: Sequence[Generated]) -> list[Caption]:
+def _result(generated: Sequence[Generated]) -> Result:
+    """Captions as the others know them, if there is a number behind each."""
+    scores = [score for one in generated for score in (one.score, one.beam_score)]
+    if not all(score is None or math.isfinite(score) for score in scores):
+        # Words chosen by what is no number are any words.
+        return JobError(
+            ErrorCode.INTERNAL,
+            "the model's scores are no numbers: its weights are damaged, or too large for its type "
+            "(CAPTIONER_MODEL__DTYPE=float32 tells)",
+        )
     return [
         Caption(
             rank=rank,

@@ -21,6 +21,7 @@ from captioner.errors import CaptionerError, InvalidRequestError
 from captioner.evaluate.annotations import ImageId, Picture
 from captioner.evaluate.errors import EvaluationError
 from captioner.options import GenerationOptions
+from captioner.redaction import printable
 
 #: How every line begins: what a half-written line must look like before it is cut off.
 START = b'{"image_id": '
@@ -79,8 +80,9 @@ class Predictions:
         known = self._done.get(picture.id)
         if known is not None and known.file != picture.file:
             raise EvaluationError(
-                f"{self.path} is of another caption set: image {picture.id} was {known.file}, "
-                f"now {picture.file}; name another file with --predictions"
+                f"{self.path} is of another caption set: image {printable(str(picture.id))} was "
+                f"{printable(known.file)}, now {printable(picture.file)}; name another file with "
+                "--predictions"
             )
         return known is not None
 
@@ -122,7 +124,14 @@ class Predictions:
             row = json.loads(line)
             prediction = Prediction(**{name: row.pop(name) for name in Prediction.__slots__})
             model, options = dict(row["model"]), GenerationOptions.from_mapping(row["options"])
-        except (ValueError, TypeError, LookupError, AttributeError, InvalidRequestError):
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+            InvalidRequestError,
+        ):
             raise EvaluationError(f"{where}: not a prediction") from None
         was = {name: model.get(name) for name in IDENTITY} | options.as_mapping()
         now = {name: self._model[name] for name in IDENTITY} | self._options.as_mapping()

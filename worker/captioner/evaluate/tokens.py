@@ -46,7 +46,10 @@ def tokenize(captions: Sequence[str]) -> list[str]:
     lines = "".join(" ".join(caption.split()) + "\n" for caption in captions)
     command = [java(), "-cp", str(jar), TOKENIZER, "-preserveLines", "-lowerCase"]
     result = subprocess.run(  # noqa: S603  # no shell, and nothing of the captions in the arguments
-        [*command, "-encoding", "UTF-8"], input=lines.encode(), capture_output=True, check=False
+        [*command, "-encoding", "UTF-8"],
+        input=lines.encode(errors="replace"),  # JSON can hold half a character
+        capture_output=True,
+        check=False,
     )
     tokenized = result.stdout.decode(errors="replace").split("\n")[:-1]
     if result.returncode or len(tokenized) != len(captions):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from captioner.errors import ModelLoadError
+from captioner.options.values import shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,9 @@ class Architecture:
     #: False where the file must carry the LM head's copies itself; they must be equal all the same.
     tied: bool = True
 
+
+#: Every layer is looked for by name before any weight is read: a wrong number must end soon.
+_MOST_LAYERS = 1_000
 
 #: Where the decoder's first and last layers are in a file.
 EMBEDDINGS = "text_decoder.bert.embeddings"
@@ -119,7 +123,7 @@ def _read_section(kind: type[_Section], config: Mapping[str, Any], name: str) ->
         if value is None:
             continue
         if field.name in ("image_size", "patch_size") and isinstance(value, list | tuple):
-            value = value[0] if len(set(value)) == 1 else value
+            value = value[0] if value and all(side == value[0] for side in value) else value
         _check_value(f"{name}.{field.name}", value, field.default)
         values[field.name] = value
     read = kind(**values)
@@ -140,10 +144,11 @@ def _check_value(name: str, value: object, default: object) -> None:
         wanted = "a number between 0 and 1"
     else:
         least = 0 if name.endswith("_token_id") else 1
-        usable = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        wanted = f"a whole number of at least {least}"
+        most = _MOST_LAYERS if name.endswith("num_hidden_layers") else 2**31 - 1
+        usable = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+        wanted = f"a whole number from {least} to {most}"
     if not usable:
-        raise ModelLoadError(f"config.json: {name} must be {wanted}, not {value!r}")
+        raise ModelLoadError(f"config.json: {name} must be {wanted}, not {shown(value)}")
 
 
 def expected_tensors(architecture: Architecture) -> dict[str, tuple[int, ...]]:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from captioner.demo import MODEL_PATH
-from captioner.errors import ModelLoadError
+from captioner.errors import ModelLoadError, describe
 from captioner.inference.architecture import Architecture, read_architecture
 from captioner.inference.hub import fetch_snapshot, looks_like_hub_id
 from captioner.inference.json_files import read_json
 from captioner.inference.pixels import PixelSettings, read_pixel_settings
 from captioner.inference.weights import check_weights, sha256_of, weight_files
+from captioner.options.values import shown
 
 #: The model id that stands for the model in this package.
 DEMO = "demo"
@@ -53,9 +54,9 @@ def open_checkpoint(model_id: str, revision: str | None = None) -> Checkpoint:
             f"{model_id!r}: leave it unset"
         )
     if folder is None:
-        folder = fetch_snapshot(model_id, revision)
+        folder = fetch_snapshot(model_id, revision, check=_read_architecture)
     try:
-        architecture = read_architecture(read_json(folder / "config.json"))
+        architecture = _read_architecture(folder)
         pixels = read_pixel_settings(_read_processor(folder), architecture.vision.image_size)
         files = weight_files(folder)
         weights = check_weights(files, architecture)
@@ -81,10 +82,16 @@ def _local_folder(model_id: str) -> Path | None:
                 "the demo model is missing from this installation of captioner: reinstall it"
             )
         return MODEL_PATH
-    path = Path(model_id).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(model_id).expanduser()
+        is_folder, is_there = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # no leave to look, too long a name, no such user
+        raise ModelLoadError(
+            f"there is no looking for a folder {shown(model_id)}: {describe(error)}"
+        ) from None
+    if is_folder:
         return path
-    if path.exists():
+    if is_there:
         raise ModelLoadError(f"{model_id!r} is a file: name the folder that holds the model")
     if looks_like_hub_id(model_id):
         return None
@@ -92,6 +99,10 @@ def _local_folder(model_id: str) -> Path | None:
         f"there is no folder {model_id!r}; CAPTIONER_MODEL__ID is a hub id (owner/name), a local "
         "folder in Hugging Face format, or `demo`"
     )
+
+
+def _read_architecture(folder: Path) -> Architecture:
+    return read_architecture(read_json(folder / "config.json"))
 
 
 def _read_processor(folder: Path) -> dict[str, Any]:

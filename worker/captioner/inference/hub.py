@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -42,25 +43,39 @@ def looks_like_hub_id(model_id: str) -> bool:
     return _HUB_ID.fullmatch(model_id) is not None
 
 
-def fetch_snapshot(model_id: str, revision: str | None) -> Path:
+def fetch_snapshot(
+    model_id: str, revision: str | None, check: Callable[[Path], object] = lambda _folder: None
+) -> Path:
     """Bring a model of the hub to this machine.
 
     The hub is asked what `revision` (by default `main`) stands for; when it cannot be reached,
     what the cache holds of it is used. huggingface_hub's own variables (HF_HOME, HF_TOKEN,
     HF_HUB_OFFLINE, HF_ENDPOINT) apply.
 
+    Args:
+        model_id: `owner/name`.
+        revision: branch, tag or commit.
+        check: refuses a folder with a config.json alone. Asked of models that are new here: those
+            of another kind have gigabytes of weights, too.
+
     Returns:
         The snapshot's folder; its name is the commit hash.
 
     Raises:
         ModelLoadError: there is no such model or revision, it is gated, or the hub cannot be
-            reached and the cache does not hold it.
+            reached and the cache does not hold it; or `check` says so.
     """
     shown = f"{model_id!r}" if revision is None else f"{model_id!r} at revision {revision!r}"
     try:
+        if try_to_load_from_cache(model_id, "config.json", revision=revision) is None:
+            check(
+                Path(snapshot_download(model_id, revision=revision, allow_patterns="config.json"))
+            )
         return Path(
             snapshot_download(model_id, revision=revision, allow_patterns=list(NEEDED_FILES))
         )
+    except ModelLoadError as error:
+        raise ModelLoadError(f"the model {shown} cannot be used: {error}") from None
     except GatedRepoError:
         problem = "is gated on the Hugging Face hub: accept its terms there and set HF_TOKEN"
     except RepositoryNotFoundError:

@@ -19,7 +19,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelLoadError(f"the model folder {path.parent} has no {path.name}") from None
     except OSError as error:
         raise ModelLoadError(f"cannot read {path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of too many digits, too deep a nesting
         raise ModelLoadError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ModelLoadError(f"{path} must hold a JSON object, not {type(value).__name__}")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from captioner.errors import InvalidRequestError, ModelLoadError
+from captioner.options.values import as_real, shown
 
 #: What can be captioned: a PIL image, or uint8 `[height, width, 3]` in RGB.
 Picture: TypeAlias = Image.Image | NDArray[np.uint8]
@@ -66,8 +67,8 @@ def read_pixel_settings(processor: Mapping[str, Any], image_size: int) -> PixelS
             f"{image_size} × {image_size}"
         )
     factor = processor.get("rescale_factor")
-    if factor is not None and not (isinstance(factor, float) and factor > 0):
-        raise ModelLoadError(f"image processor: rescale_factor cannot be {factor!r}")
+    if factor is not None and not (isinstance(factor, float) and (as_real(factor) or 0) > 0):
+        raise ModelLoadError(f"image processor: rescale_factor cannot be {shown(factor)}")
     return PixelSettings(
         size=image_size,
         mean=_per_channel(processor, "image_mean", _CLIP_MEAN),
@@ -82,13 +83,14 @@ def _per_channel(
     values = processor.get(name)
     if values is None:
         return default
-    numbers = values if isinstance(values, Sequence) and not isinstance(values, str) else ()
-    usable = len(numbers) == 3 and all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in numbers
-    )
-    if not usable or (name == "image_std" and min(numbers) <= 0):
-        raise ModelLoadError(f"image processor: {name} must be three numbers, not {values!r}")
-    red, green, blue = map(float, numbers)
+    given = values if isinstance(values, Sequence) and not isinstance(values, str) else ()
+    numbers = [real for value in given if (real := as_real(value)) is not None]
+    if not len(given) == len(numbers) == 3 or (name == "image_std" and min(numbers) <= 0):
+        above = " above 0" if name == "image_std" else ""
+        raise ModelLoadError(
+            f"image processor: {name} must be three numbers{above}, not {shown(values)}"
+        )
+    red, green, blue = numbers
     return red, green, blue
 
 

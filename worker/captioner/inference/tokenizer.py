@@ -9,6 +9,9 @@ from captioner.errors import ErrorCode, InvalidRequestError, JobError, ModelLoad
 from captioner.inference.architecture import TextArchitecture
 from captioner.options import GenerationOptions
 
+#: A word that hardly any vocabulary has.
+_UNKNOWN = "☃"
+
 
 class CaptionTokenizer:
     """The checkpoint's WordPiece tokenizer, with the rules of captioning around it.
@@ -47,9 +50,11 @@ class CaptionTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids: special tokens left out, "woman ' s" joined to "woman's"."""
+        # A file may have [DEC] among its words, where it is not known as special.
+        words = [one for one in token_ids if one != self._text.bos_token_id]
         return str(
             self._tokenizer.decode(
-                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=True
+                words, skip_special_tokens=True, clean_up_tokenization_spaces=True
             )
         )
 
@@ -75,17 +80,27 @@ def load_tokenizer(folder: Path, text: TextArchitecture) -> CaptionTokenizer:
     """Load the tokenizer of a checkpoint folder from tokenizer.json or vocab.txt.
 
     Raises:
-        ModelLoadError: there is neither, it cannot be read, or it has more tokens than the model.
+        ModelLoadError: there is neither, it cannot be read, or its tokens are not the model's.
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise ModelLoadError(f"the model folder {folder} has neither tokenizer.json nor vocab.txt")
     try:
         tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
+        entries = max(tokenizer.get_vocab().values(), default=-1) + 1
+        captions = CaptionTokenizer(tokenizer, text)
+        captions.encode(_UNKNOWN)  # fails where there is no [UNK]
     except Exception as error:  # noqa: BLE001 - the Rust tokenizer raises bare Exception
         raise ModelLoadError(f"cannot read the tokenizer in {folder}: {describe(error)}") from None
-    if len(tokenizer) > text.vocab_size:
+    if entries > text.vocab_size:
         raise ModelLoadError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens, "
+            f"the tokenizer in {folder} has {entries} tokens, "
             f"config.json's vocab_size is {text.vocab_size}"
         )
-    return CaptionTokenizer(tokenizer, text)
+    # With half a vocabulary, or a line less, captions would be wrong, and nobody would know.
+    if entries < text.bos_token_id or tokenizer.sep_token_id != text.sep_token_id:
+        raise ModelLoadError(
+            f"the tokenizer in {folder} has {entries} tokens, [SEP] is {tokenizer.sep_token_id}; "
+            f"config.json wants at least {text.bos_token_id} (bos_token_id), {text.sep_token_id} "
+            "(sep_token_id): it is another model's, or part of it is missing; copy it again"
+        )
+    return captions

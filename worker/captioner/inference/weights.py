@@ -6,6 +6,7 @@ never a model with random numbers in it, which transformers would return with a 
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from captioner.inference.json_files import read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+#: What a shard may be called: nothing that leads out of the folder.
+_SHARD = re.compile(r"[\w.-]{1,200}\.safetensors", re.ASCII)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 _SHOWN = 5
@@ -52,12 +55,13 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 def _shards(folder: Path) -> tuple[Path, ...]:
     weight_map = read_json(folder / INDEX).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    named = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not named or not all(isinstance(name, str) and _SHARD.fullmatch(name) for name in named):
         raise ModelLoadError(f"{folder / INDEX} has no usable weight_map")
-    if missing := sorted(name for name in names if not (folder / name).is_file()):
+    names = sorted(set(named))
+    if missing := [name for name in names if not (folder / name).is_file()]:
         raise ModelLoadError(f"{folder} lacks the weights {_listed(missing)} that {INDEX} names")
-    return tuple(folder / name for name in sorted(names))
+    return tuple(folder / name for name in names)
 
 
 def check_weights(files: Sequence[Path], architecture: Architecture) -> dict[str, Path]:

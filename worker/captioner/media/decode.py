@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from PIL import ExifTags, Image
 
-from captioner.containers import PREFIX_BYTES
 from captioner.errors import ErrorCode, JobError, describe
 from captioner.media.colour import to_rgb
 from captioner.media.formats import find_format
 from captioner.media.unread import told
+from captioner.video_containers import PREFIX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from captioner.media.formats import FORMAT_NAMES
 
-#: How the kinds of video are named to people (`captioner.containers` tells them).
+#: How the kinds of video are named to people (`captioner.video_containers` tells them).
 VIDEO_NAMES = ("MP4", "QuickTime", "Matroska", "WebM", "AVI", "MPEG-TS", "MPEG-PS", "FLV", "Ogg")
 
 _PICTURES = (

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from captioner.cli.bench.progress import JsonFile, telling, write_report
+from captioner.cli.bench.progress import JsonFile, telling, written
 from captioner.cli.environment import Database, settings_from
 from captioner.cli.output import console
 from captioner.errors import InvalidRequestError
 from captioner.logs import configure_logging
+
+if TYPE_CHECKING:
+    from captioner.bench.events import EventPlan
 
 
 def events(
@@ -40,17 +43,21 @@ def events(
     plan = EventPlan(count, targets, dead, answer_seconds)
     with telling(6) as say:
         report = measure_events(settings, plan, say)
-    write_report(report, json_file)
+    with written(report, json_file):
+        _print(report, plan)
+
+
+def _print(report: dict[str, Any], plan: EventPlan) -> None:
     hardware = report["hardware"]
     console.print(
         f"{escape(hardware['cpu'])}, {hardware['cores']} cores, load {hardware['load_average']}; "
-        f"{report['database']}; {count:,} events for {targets} targets",
+        f"{report['database']}; {plan.events:,} events for {plan.targets} targets",
         soft_wrap=True,
     )
     runs = (
-        (f"{targets - dead} alone", "alone"),
-        (f"all {targets} answer", "all_well"),
-        (f"{dead} never do", "some_dead"),
+        (f"{plan.targets - plan.dead} alone", "alone"),
+        (f"all {plan.targets} answer", "all_well"),
+        (f"{plan.dead} never do", "some_dead"),
     )
     for label, name in runs:
         console.print(

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from captioner.cli.bench.progress import JsonFile, mib, telling, write_report
+from captioner.cli.bench.progress import JsonFile, mib, telling, written
 from captioner.cli.environment import Device, Dtype, Model, settings_from
 from captioner.cli.output import console, progress_bar, remarks
 from captioner.logs import configure_logging
@@ -129,8 +129,8 @@ def model(
         encoder_batch=encoder_batch,
     )
     report = _report(settings, plan, against, batches)
-    write_report(report, json_file)
-    _print(report)
+    with written(report, json_file):
+        _print(report)
 
 
 def model_of(context: typer.Context, model_id: str | None, *, random_weights: bool) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,13 @@ from captioner.cli.output import progress_bar, remarks
 
 def _writable(path: Path | None) -> Path | None:
     """Say now, and not after minutes of measuring, that there is nowhere to write."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {path.absolute().parent}")
+    if path is None:
+        return None
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise typer.BadParameter(f"there is no folder {folder}")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise typer.BadParameter(f"{path} may not be written")
     return path
 
 
@@ -32,10 +38,17 @@ JsonFile = Annotated[
 ]
 
 
-def write_report(report: dict[str, Any], path: Path | None) -> None:
-    """Write the numbers as JSON where that was asked for."""
-    if path is not None:
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+@contextmanager
+def written(report: dict[str, Any], path: Path | None) -> Iterator[None]:
+    """Write the numbers as JSON where that was asked for, after what is done here to show them.
+
+    They took minutes: a full disk is not to cost those on the screen, nor the other way round.
+    """
+    try:
+        yield
+    finally:
+        if path is not None:
+            path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from captioner.cli.bench.progress import JsonFile, mib, telling, write_report
+from captioner.cli.bench.progress import JsonFile, mib, telling, written
 from captioner.cli.environment import Broker, Database, settings_from
 from captioner.cli.output import console
 from captioner.logs import configure_logging
@@ -65,8 +65,8 @@ def queue(
     with telling(plan.steps) as say:
         report = {"at": datetime.now(UTC).isoformat(timespec="seconds")}
         report |= measure(settings, plan, say)
-    write_report(report, json_file)
-    _print(report)
+    with written(report, json_file):
+        _print(report)
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from captioner.cli.bench.model import RandomWeights, model_of
-from captioner.cli.bench.progress import JsonFile, telling, write_report
+from captioner.cli.bench.progress import JsonFile, telling, written
 from captioner.cli.environment import Broker, Database, Model, settings_from
 from captioner.cli.output import console
 from captioner.errors import InvalidRequestError
@@ -64,8 +64,8 @@ def videos(
     with telling(plan.steps) as say:
         report = {"at": datetime.now(UTC).isoformat(timespec="seconds")}
         report |= measure_videos(settings, plan, say)
-    write_report(report, json_file)
-    _print(report)
+    with written(report, json_file):
+        _print(report)
 
 
 def _print(report: dict[str, Any]) -> None:
