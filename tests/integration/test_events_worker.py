@@ -67,6 +67,18 @@ def workers(database_url: str) -> list[list[str]]:
     return queues
 
 
+def test_as_json_every_line_it_writes_is_an_object_to_the_end(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    # Celery warns whoever is root, and Python this one, before anything else is said.
+    warned = {"CAPTIONER_LOG__FORMAT": "json", "PYTHONWARNINGS": "default"}
+    with running_worker(tmp_path, env | warned) as worker:
+        assert worker.stop() == 0
+    said = [json.loads(line)["message"] for line in worker.log.splitlines()]
+    assert any(line.endswith(" ready.") for line in said)
+    assert said[-1] == "worker: Warm shutdown (MainProcess)"
+
+
 def test_it_delivers_without_a_model_and_ends_with_0(
     env: dict[str, str], store: Store, tmp_path: Path, database_url: str
 ) -> None:

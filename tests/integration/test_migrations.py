@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 REPOSITORY = Path(__file__).parents[2]
+#: The next one adds columns to the table of jobs.
+BEFORE_FRAMES = "c2a97e5d4b18"
 
 
 @pytest.fixture
@@ -116,6 +118,23 @@ def test_processes_that_upgrade_at_once_take_turns(database_url: str) -> None:
     ended = [(process.communicate(timeout=120)[1], process.returncode) for process in started]
     assert [code for _, code in ended] == [0, 0, 0], ended
     require_current(database_url)
+
+
+def test_an_upgrade_gives_way_to_who_holds_a_table_for_long(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever uses the table would wait behind it, until a backup of an hour has ended."""
+    monkeypatch.setattr("captioner.store.schema.LOCK_SECONDS", 0.2)
+    engine = create_store_engine(postgres_url)
+    upgrade(engine, BEFORE_FRAMES)
+    with engine.begin() as backup:
+        backup.execute(text("SELECT count(*) FROM jobs"))
+        with pytest.raises(SchemaError, match=r"held a table .* run: captioner db upgrade"):
+            upgrade(engine)
+        assert current(engine) == BEFORE_FRAMES
+    upgrade(engine)
+    assert current(engine) == head()
+    engine.dispose()
 
 
 def test_threads_that_upgrade_at_once_take_turns(engine: Engine) -> None:

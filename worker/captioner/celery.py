@@ -179,6 +179,7 @@ def run_worker(settings: Settings) -> int:
     from celery.bin.celery import celery as command
 
     worker = settings.worker
+    configure_logging(settings.log)  # Celery warns before it asks for logs
     # `worker_main` would do, but it forgets the exit code. Quiet: our own lines say what matters.
     code = command.main(
         args=[

@@ -6,8 +6,10 @@ the formatters print it, as text for people or as one JSON object a line.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -106,5 +108,17 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
     # One line a request or task at INFO would drown ours.
     for chatty in ("httpx", "httpcore", "celery.worker.strategy", "alembic"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+    # Python's own warnings are lines of no format.
+    logging.captureWarnings(settings.format == "json")
     # Its warnings are messages that we have put back ourselves, and said why, with a traceback.
     logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
+
+
+def log_from_signal(logger: logging.Logger, message: str) -> None:
+    """A line at INFO, written past Python's streams, which the handler may have interrupted."""
+    handlers, stream = logging.getLogger().handlers, sys.__stderr__
+    if not (logger.isEnabledFor(logging.INFO) and handlers and stream):
+        return
+    record = logger.makeRecord(logger.name, logging.INFO, "", 0, message, (), None)
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        os.write(stream.fileno(), f"{handlers[0].format(record)}\n".encode())

@@ -12,6 +12,7 @@ import socket
 import threading
 from typing import Any
 
+from celery.apps import worker as celery_worker
 from celery.concurrency import thread
 from celery.worker import state as worker_state
 from kombu.asynchronous import get_event_loop
@@ -20,7 +21,7 @@ from captioner.broker.open_queues import open_queues
 from captioner.celery import CaptionerApp
 from captioner.errors import CaptionerError, SettingsError
 from captioner.housekeeping import CONNECTIONS, Housekeeping
-from captioner.shutdown import ImmediateEnd
+from captioner.shutdown import ImmediateEnd, say
 from captioner.store import open_store
 from captioner.worker_parts import WorkerParts, open_parts
 
@@ -58,6 +59,7 @@ class TaskPool(thread.TaskPool):
         With 2 because of a setting, else with 1.
         """
         ImmediateEnd(self._hand_back).install()
+        celery_worker.safe_say = say
         try:
             heart = open_store(self.app.settings, pool_size=CONNECTIONS)
             # maybe_shutdown raises when SIGTERM came meanwhile, which ends the worker with 0.

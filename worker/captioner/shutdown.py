@@ -16,11 +16,18 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
+from captioner.logs import log_from_signal
+
 #: A database that does not answer must not hold up an end that was asked for twice.
 PATIENCE_SECONDS = 5.0
 EXIT_CODE = 1
 
 logger = logging.getLogger(__name__)
+
+
+def say(message: str, _stream: object = None) -> None:
+    """Celery's `safe_say`, by which its signal handlers speak: as lines of the log."""
+    log_from_signal(logger, message)
 
 
 class ImmediateEnd:

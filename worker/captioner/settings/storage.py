@@ -59,5 +59,9 @@ class RetentionSettings(Section):
     """How long what has ended is kept."""
 
     finished_days: int = Field(
-        0, ge=0, le=36_500, description="Ended jobs are deleted after this many days; 0: never."
+        0,
+        ge=0,
+        le=36_500,
+        description="Ended jobs, and with them their client keys, are deleted after this many "
+        "days; 0: never.",
     )

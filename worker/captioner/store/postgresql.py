@@ -7,6 +7,8 @@ has prepared are unknown to the connection that comes next or, worse, are anothe
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, Engine, event
@@ -15,6 +17,8 @@ from sqlalchemy.pool import ConnectionPoolEntry
 if TYPE_CHECKING:
     import psycopg
 
+#: What a statement ends with that has waited too long for a lock.
+LOCK_NOT_AVAILABLE = "55P03"
 #: Of every transaction: each statement sees what is committed, and what it waited for.
 ISOLATION = "READ COMMITTED"
 #: Python has no year 10000, which a far time has in zones east of UTC, and psycopg reads ISO alone.
@@ -64,9 +68,16 @@ def bound_waits(connection: Connection) -> None:
         connection.exec_driver_sql(beginning)
 
 
-def wait_for_locks(connection: Connection) -> None:
-    """Have a connection wait for locks however long they are held; it leaves its pool."""
-    if waits_are_bounded(connection):
-        connection.exec_driver_sql("SET lock_timeout = 0")
-        connection.commit()
-        connection.detach()
+@contextlib.contextmanager
+def waiting_for_locks(connection: Connection) -> Iterator[None]:
+    """Have a connection wait however long a lock is held; it does not go back to its pool."""
+    if not waits_are_bounded(connection):
+        yield
+        return
+    connection.exec_driver_sql("SET lock_timeout = 0")
+    connection.commit()
+    try:
+        yield
+    finally:
+        if not connection.invalidated:
+            connection.invalidate()

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import URL, Connection, Engine, func, select, text
+from sqlalchemy import URL, Connection, Engine, event, func, select, text
+from sqlalchemy.exc import DBAPIError
 
 from captioner.errors import SchemaError
-from captioner.store.postgresql import wait_for_locks
+from captioner.store.postgresql import LOCK_NOT_AVAILABLE, waiting_for_locks
 from captioner.store.session import (
     UPGRADE_COMMAND,
     create_store_engine,
@@ -32,6 +33,9 @@ _LOCK = 0x636170_74696F6E
 #: How long one process waits for another's migrations.
 _WAIT_SECONDS = 600.0
 _POLL_SECONDS = 0.1
+#: How long a migration waits for a table that somebody holds: whoever comes after waits behind it,
+#: and a backup may take an hour.
+LOCK_SECONDS = 5.0
 
 
 def upgrade(target: str | URL | Engine, revision: str = "head") -> None:
@@ -153,9 +157,23 @@ def _migrating_postgresql(engine: Engine) -> Iterator[Connection]:
                     f"for {_WAIT_SECONDS:.0f} s"
                 )
             time.sleep(_POLL_SECONDS)
-        with engine.connect() as connection:
-            wait_for_locks(connection)
-            yield connection
+        # An index that is built concurrently, in no transaction, may wait: nobody waits behind it.
+        with engine.connect() as connection, waiting_for_locks(connection):
+            event.listen(connection, "begin", _be_brief)
+            try:
+                yield connection
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+                    raise
+                raise SchemaError(
+                    f"database {display_url(engine.url)} was not upgraded to the end: somebody, "
+                    f"such as a backup, held a table for more than {LOCK_SECONDS:g} s, and all "
+                    f"workers would have waited; when that has ended, run: {UPGRADE_COMMAND}"
+                ) from error
+
+
+def _be_brief(connection: Connection) -> None:
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_SECONDS * 1000:.0f}")
 
 
 def _require_known(engine: Engine) -> str | None:

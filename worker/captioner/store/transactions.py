@@ -13,13 +13,11 @@ from sqlalchemy import exc as sa_exc
 
 from captioner.errors import SchemaError, StoreLockedError, StoreUnavailableError
 from captioner.store.clock import Clock, HostClock, ServerClock
-from captioner.store.postgresql import bound_waits, waits_are_bounded
+from captioner.store.postgresql import LOCK_NOT_AVAILABLE, bound_waits, waits_are_bounded
 from captioner.store.session import UPGRADE_COMMAND, URL_SETTING, display_url
 
 #: PostgreSQL's undefined_table and undefined_column.
 _NO_SUCH_TABLE = ("42P01", "42703")
-#: PostgreSQL's lock_not_available.
-_LOCKED = "55P03"
 
 
 class Database:
@@ -123,7 +121,7 @@ def translated(url: URL) -> Iterator[None]:
                 f"database {display_url(url)} lacks a table or column of this version; "
                 f"run: {UPGRADE_COMMAND}"
             ) from error
-        if code == _LOCKED or reason == "database is locked":
+        if code == LOCK_NOT_AVAILABLE or reason == "database is locked":
             raise StoreLockedError(
                 f"database {display_url(url)}: another connection has held a lock for longer than "
                 f"CAPTIONER_DATABASE__BUSY_TIMEOUT_SECONDS: {reason}"
