@@ -15,7 +15,7 @@ from captioner.engine import EngineClosedError, InlineEngine
 from captioner.engine.batcher import Batcher, Work
 from captioner.errors import DeviceLostError, ErrorCode, JobError, ModelLoadError, SettingsError
 from captioner.options import GenerationOptions
-from captioner.testing import FakeCaptionModel
+from captioner.testing import FakeCaption, FakeCaptionModel
 
 OPTIONS = GenerationOptions()
 DARK = np.zeros((8, 8, 3), np.uint8)
@@ -57,6 +57,42 @@ def test_a_broken_picture_fails_alone() -> None:
         futures.pop(1).result(10)
     assert raised.value.code is ErrorCode.INTERNAL
     assert [future.result(10)[0].text.split()[-1] for future in futures] == ["10", "20", "30"]
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ([], "ValueError: gave no caption of a picture"),
+        ([FakeCaption(None, "", -1.0)], "whose text is NoneType, not a text"),  # type: ignore[arg-type]
+        ([FakeCaption("a\x00", "", -1.0)], "whose text is not valid Unicode, or holds NUL"),
+        ([FakeCaption("a", "a" * 100_001, -1.0)], "whose continuation has 100001 characters"),
+        ([FakeCaption("a", "a", None)], "TypeError: float() argument"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_model_that_gives_no_captions_is_to_blame(given: list[FakeCaption], problem: str) -> None:
+    """Not the plugin that is asked next; and no job succeeds without any."""
+
+    class Model(FakeCaptionModel):
+        def generate(self, images: Any, options: Any) -> list[list[FakeCaption]]:
+            return [given for _ in images]
+
+    engine = started(Model())
+    with pytest.raises(JobError, match="the model failed: ") as raised:
+        engine.submit(grey(1), OPTIONS).result(10)
+    assert problem in raised.value.message
+    engine.close()
+
+
+def test_scores_may_be_of_an_array() -> None:
+    class Model(FakeCaptionModel):
+        def generate(self, images: Any, options: Any) -> list[list[FakeCaption]]:
+            one = FakeCaption("a", "a", np.float32(-0.5), np.float64(-0.25))  # type: ignore[arg-type]
+            return [[one] for _ in images]
+
+    engine = started(Model())
+    (caption,) = engine.submit(grey(1), OPTIONS).result(10)
+    assert (type(caption.score), type(caption.beam_score)) == (float, float)
     engine.close()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from captioner.domain import Caption
+from captioner.domain.captions import check_text
 from captioner.errors import (
     DeviceLostError,
     ErrorCode,
@@ -128,13 +129,19 @@ def _generate(
 
 
 def _captions(generated: Sequence[Generated]) -> list[Caption]:
+    """What a plugin's model gives is checked here: plugins that come after it would be blamed."""
+    for one in generated:
+        check_text("text", one.text)
+        check_text("continuation", one.continuation)
+    if not generated:
+        raise ValueError("gave no caption of a picture")
     return [
         Caption(
             rank=rank,
             text=one.text,
             continuation=one.continuation,
-            score=one.score,
-            beam_score=one.beam_score,
+            score=float(one.score),  # of an array or a tensor, too, which would not get out of here
+            beam_score=None if one.beam_score is None else float(one.beam_score),
         )
         for rank, one in enumerate(generated)
     ]
