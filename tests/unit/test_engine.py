@@ -17,7 +17,7 @@ from captioner.engine import EngineClosedError, InlineEngine
 from captioner.engine.batcher import Batcher, Work
 from captioner.errors import DeviceLostError, ErrorCode, JobError, ModelLoadError, SettingsError
 from captioner.options import GenerationOptions
-from captioner.testing import FakeCaptionModel
+from captioner.testing import FakeCaption, FakeCaptionModel
 
 OPTIONS = GenerationOptions()
 DARK = np.zeros((8, 8, 3), np.uint8)
@@ -87,6 +87,42 @@ def test_a_caption_with_no_number_behind_it_is_the_models_fault() -> None:
     assert [future.result(10)[0].text.split()[-1] for future in futures] == ["10", "20"]
     engine.close()
     assert model.batches == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ([], "ValueError: gave no caption of a picture"),
+        ([FakeCaption(None, "", -1.0)], "whose text is NoneType, not a text"),  # type: ignore[arg-type]
+        ([FakeCaption("a\x00", "", -1.0)], "whose text is not valid Unicode, or holds NUL"),
+        ([FakeCaption("a", "a" * 100_001, -1.0)], "whose continuation has 100001 characters"),
+        ([FakeCaption("a", "a", None)], "TypeError: float() argument"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_model_that_gives_no_captions_is_to_blame(given: list[FakeCaption], problem: str) -> None:
+    """Not the plugin that is asked next; and no job succeeds without any."""
+
+    class Model(FakeCaptionModel):
+        def generate(self, images: Any, options: Any) -> list[list[FakeCaption]]:
+            return [given for _ in images]
+
+    engine = started(Model())
+    with pytest.raises(JobError, match="the model failed: ") as raised:
+        engine.submit(grey(1), OPTIONS).result(10)
+    assert problem in raised.value.message
+    engine.close()
+
+
+def test_scores_may_be_of_an_array() -> None:
+    class Model(FakeCaptionModel):
+        def generate(self, images: Any, options: Any) -> list[list[FakeCaption]]:
+            one = FakeCaption("a", "a", np.float32(-0.5), np.float64(-0.25))  # type: ignore[arg-type]
+            return [[one] for _ in images]
+
+    engine = started(Model())
+    (caption,) = engine.submit(grey(1), OPTIONS).result(10)
+    assert (type(caption.score), type(caption.beam_score)) == (float, float)
+    engine.close()
 
 
 def test_without_another_process_a_lost_device_fails_what_it_was_to_caption() -> None:

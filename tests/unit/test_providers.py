@@ -29,11 +29,18 @@ from captioner import (
 )
 from captioner.engine import InlineEngine
 from captioner.errors import PluginError
+from captioner.loading import load_model
 from captioner.pipeline import Pipeline
 from captioner.plugins import Plugins
 from captioner.providers import Providers
 from captioner.sampling import ChildSampler, InlineSampler, open_plugins
-from captioner.settings import LogSettings, MediaSettings, PluginSettings, Settings
+from captioner.settings import (
+    LogSettings,
+    MediaSettings,
+    ModelSettings,
+    PluginSettings,
+    Settings,
+)
 from captioner.testing import FakeCaptionModel, caption_with
 from distributions import install
 
@@ -303,6 +310,45 @@ def test_a_plugin_that_samples_without_end_is_stopped(tmp_path: Path) -> None:
     assert job.failure.message.endswith(
         "a.png: more than 40 frames were sampled (CAPTIONER_MEDIA__MAX_VIDEO_FRAMES)"
     )
+
+
+PROVIDES = """
+from captioner import ModelInfo, hookimpl
+from captioner.testing import FakeCaptionModel
+
+@hookimpl
+def provide_captioner(settings):
+    model = FakeCaptionModel()
+    wanted = settings.model.id
+    size = {"large": 10**6, "odd": "8"}.get(wanted, 8)
+    name = "a\\x00" if wanted == "nul" else "mine"
+    facts = {"revision": "", "dtype": "", "device": "cpu", "backend": ""}
+    model.info = ModelInfo(id=name, image_size=size, **facts)
+    if wanted == "dict":
+        model.info = {"id": "mine"}
+    return model
+"""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "problem"),
+    [
+        ("dict", "TypeError: gave a model whose info is dict, not ModelInfo"),
+        ("large", "ValueError: gave a model whose image_size is 1000000, not 1 to 4096"),
+        ("odd", "ValueError: gave a model whose image_size is '8', not 1 to 4096"),
+        ("nul", "TypeError: gave a model whose id is 'a\\x00', not a text"),
+    ],
+)
+def test_a_model_that_says_nonsense_of_itself_is_not_loaded(
+    wanted: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "provides", PROVIDES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugins = PluginSettings(enabled=("provides",))
+    assert load_model(Settings(plugins=plugins)).info.id == "mine"
+    with pytest.raises(PluginError) as raised:
+        load_model(Settings(plugins=plugins, model=ModelSettings(id=wanted)))
+    assert raised.value.message == f"plugin 'provides' failed in provide_captioner: {problem}"
 
 
 # --- Counting -------------------------------------------------------------------------------------

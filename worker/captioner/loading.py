@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from captioner.domain import ModelInfo
 from captioner.engine import Engine, InlineEngine, ProcessEngine
 from captioner.errors import ModelLoadError
 from captioner.model import CaptionModel
 from captioner.plugins import load_plugins
 from captioner.settings import Settings
+
+#: Height and width in pixels of a provided model's pictures.
+MAX_IMAGE_SIZE = 4_096
 
 
 def open_engine(settings: Settings) -> Engine:
@@ -51,3 +55,12 @@ def _require_model(candidate: object) -> None:
     ]
     if missing:
         raise TypeError(f"gave {type(candidate).__name__}, which has no {missing[0]}")
+    info = candidate.info  # type: ignore[attr-defined]  # as was seen just now
+    if not isinstance(info, ModelInfo):
+        raise TypeError(f"gave a model whose info is {type(info).__name__}, not ModelInfo")
+    size = info.image_size
+    if not isinstance(size, int) or not 0 < size <= MAX_IMAGE_SIZE:  # memory is claimed by it
+        raise ValueError(f"gave a model whose image_size is {size!r}, not 1 to {MAX_IMAGE_SIZE}")
+    for name in ("id", "revision", "dtype", "device", "backend"):
+        if not isinstance(value := getattr(info, name), str) or "\x00" in value:
+            raise TypeError(f"gave a model whose {name} is {value!r}, not a text")

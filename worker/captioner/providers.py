@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from captioner.bounded_calls import BoundedCalls, HangingError
 from captioner.domain import JOINT, Caption, CaptionRequest, FrameCaptions, Media
+from captioner.domain.captions import check_text
 from captioner.errors import ErrorCode, JobError, PluginError
 from captioner.media import LocalFolders, check_size, open_source
 from captioner.plugins import Plugins
@@ -24,9 +25,6 @@ from captioner.video_containers import PREFIX_BYTES
 
 #: How long a plugin may take to bring a source, unless a download may take longer.
 OPEN_SECONDS = 60.0
-
-#: Longest text of a caption: what is more was not meant to be one, and would take the database.
-MAX_TEXT_CHARACTERS = 100_000
 
 _TIMES = ("start_seconds", "end_seconds", "frame_seconds")
 
@@ -225,24 +223,13 @@ def _check_caption(caption: object) -> None:
     if not isinstance(caption, Caption):
         raise TypeError(f"gave {type(caption).__name__} instead of a Caption")
     for name in ("text", "continuation"):
-        _check_text(name, getattr(caption, name))
+        check_text(name, getattr(caption, name))
     if caption.alt_text is not None:
-        _check_text("alt_text", caption.alt_text)
+        check_text("alt_text", caption.alt_text)
     _check_number("score", caption.score)
     for name in ("beam_score", *_TIMES):
         if getattr(caption, name) is not None:
             _check_number(name, getattr(caption, name))
-
-
-def _check_text(name: str, text: Any) -> None:
-    if not isinstance(text, str):
-        raise TypeError(f"gave a caption whose {name} is {type(text).__name__}, not a text")
-    if len(text) > MAX_TEXT_CHARACTERS:
-        raise ValueError(
-            f"gave a caption whose {name} has {len(text)} characters; at most {MAX_TEXT_CHARACTERS}"
-        )
-    if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"gave a caption whose {name} is not valid Unicode, or holds NUL")
 
 
 def _check_number(name: str, number: Any) -> None:

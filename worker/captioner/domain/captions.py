@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+#: Longest text of a caption: what is more was not meant to be one, and would take the database.
+MAX_TEXT_CHARACTERS = 100_000
 #: `Caption.origin` of what the model says of all frames of a video together.
 JOINT = "joint"
 
@@ -36,6 +38,23 @@ class Caption:
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle, which carries captions out of the engine: its own way is far slower."""
         return _caption, tuple(getattr(self, name) for name in self.__slots__)
+
+
+def check_text(name: str, text: object) -> None:
+    """Refuse what cannot be the text, continuation or alt text of a caption.
+
+    Raises:
+        TypeError: it is no text.
+        ValueError: it is too long, or could not be stored.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"gave a caption whose {name} is {type(text).__name__}, not a text")
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise ValueError(
+            f"gave a caption whose {name} has {len(text)} characters; at most {MAX_TEXT_CHARACTERS}"
+        )
+    if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"gave a caption whose {name} is not valid Unicode, or holds NUL")
 
 
 def _caption(*values: Any) -> Caption:

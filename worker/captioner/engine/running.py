@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from captioner.domain import Caption
+from captioner.domain.captions import check_text
 from captioner.errors import (
     DeviceLostError,
     ErrorCode,
@@ -129,7 +130,15 @@ def _generate(
 
 
 def _result(generated: Sequence[Generated]) -> Result:
-    """Captions as the others know them, if there is a number behind each."""
+    """Captions as the others know them, if there is a number behind each.
+
+    What a plugin's model gives is checked here: plugins that come after it would be blamed.
+    """
+    for one in generated:
+        check_text("text", one.text)
+        check_text("continuation", one.continuation)
+    if not generated:
+        raise ValueError("gave no caption of a picture")
     scores = [score for one in generated for score in (one.score, one.beam_score)]
     if not all(score is None or math.isfinite(score) for score in scores):
         # Words chosen by what is no number are any words.
@@ -143,8 +152,8 @@ def _result(generated: Sequence[Generated]) -> Result:
             rank=rank,
             text=one.text,
             continuation=one.continuation,
-            score=one.score,
-            beam_score=one.beam_score,
+            score=float(one.score),  # of an array or a tensor, too, which would not get out of here
+            beam_score=None if one.beam_score is None else float(one.beam_score),
         )
         for rank, one in enumerate(generated)
     ]
