@@ -99,7 +99,7 @@ def told(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> int:
 # --- Odd files ------------------------------------------------------------------------------------
 
 
-def lengthened(data: bytes, factor: int) -> bytes:
+def lengthened(data: bytes, factor: float) -> bytes:
     """A Matroska file whose header says that it lasts longer; FFmpeg corrects that of others."""
     at = data.index(b"\x44\x89\x88") + 3
     (length,) = struct.unpack_from(">d", data, at)

@@ -203,6 +203,18 @@ def test_times_are_from_the_start_wherever_the_clock_begins(tmp_path: Path, kind
     assert [told(frame.pixels) for frame in found] == [0, 10, 20, 30, 40]
 
 
+def test_a_clock_that_begins_after_the_length_that_is_told(tmp_path: Path) -> None:
+    # Matroska tells when the last picture ends. Recorders whose clock runs on tell how long it is.
+    path = write_video(tmp_path / "a.mkv", clock(30, (128, 96)), start_seconds=100)
+    path.write_bytes(lengthened(path.read_bytes(), 3 / 103))
+
+    found = frames(path, frames=3)
+
+    assert [told(frame.pixels) for frame in found] == [5, 15, 25]
+    assert [frame.time_seconds for frame in found] == pytest.approx([0.5, 1.5, 2.5])
+    assert found[0].media_seconds == pytest.approx(3)
+
+
 def test_a_variable_rate_shows_each_picture_until_the_next(tmp_path: Path) -> None:
     times = [0.0, 0.1, 0.2, 4.0, 4.1, 9.0, 9.9]
     path = write_video(tmp_path / "a.mkv", clock(len(times)), times=times)
