@@ -32,6 +32,7 @@ from videos import (
     clock,
     frame_of,
     lengthened,
+    misplaced,
     plain,
     told,
     write_long_sound,
@@ -398,6 +399,17 @@ def test_what_can_be_decoded_of_a_damaged_file_is_given(
     path.write_bytes(data)
     found = frames(path, strategy="timestamps", timestamps=(0, 6.05, 9.5))
     assert [told(frame.pixels) for frame in found] == [0, 60, 95]
+
+
+def test_pictures_that_lie_where_no_file_has_a_byte_are_damage(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", clock(10))
+    path.write_bytes(misplaced(path.read_bytes()))
+
+    error = failure(path)
+
+    # Some file systems let one look there, and find nothing.
+    assert error.code in (ErrorCode.DECODE_FAILED, ErrorCode.VIDEO_NO_FRAMES), error.message
+    assert not error.retryable
 
 
 def test_a_song_with_a_cover_is_no_video(tmp_path: Path) -> None:
