@@ -99,11 +99,25 @@ def told(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> int:
 # --- Odd files ------------------------------------------------------------------------------------
 
 
-def lengthened(data: bytes, factor: int) -> bytes:
+def lengthened(data: bytes, factor: float) -> bytes:
     """A Matroska file whose header says that it lasts longer; FFmpeg corrects that of others."""
     at = data.index(b"\x44\x89\x88") + 3
     (length,) = struct.unpack_from(">d", data, at)
     return data[:at] + struct.pack(">d", length * factor) + data[at + 8 :]
+
+
+def misplaced(data: bytes) -> bytes:
+    """An MP4 file of one track, its index last, whose pictures are where no file has a byte."""
+    at = data.rindex(b"stco") - 4
+    length, _, _, count = struct.unpack_from(">I4sII", data, at)
+    places = struct.pack(">I4sII", 16 + 8 * count, b"co64", 0, count)
+    places += struct.pack(">Q", 2**62) * count
+    moved = bytearray(data[:at] + places + data[at + length :])
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
+        place = moved.rindex(name) - 4
+        (size,) = struct.unpack_from(">I", moved, place)
+        struct.pack_into(">I", moved, place, size + len(places) - length)
+    return bytes(moved)
 
 
 def write_long_sound(path: Path, pictures: Iterable[Image.Image], sound_seconds: float) -> Path:

@@ -249,6 +249,8 @@ def duration_seconds(container: InputContainer, stream: VideoStream) -> float | 
     # Matroska says when the last picture ends, others how long there are any.
     begins = container.start_time if container.format.name.startswith("matroska") else 0
     whole = float((container.duration - max(0, begins or 0)) / av.time_base)
+    if whole <= 0:  # it says how long it lasts, not when it ends
+        return own
     if own is not None and stream.time_base:
         first = float((stream.start_time or 0) * stream.time_base)
         own += max(0.0, first - _start_seconds(container.start_time, stream))

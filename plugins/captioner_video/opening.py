@@ -8,9 +8,10 @@ those; FFmpeg is given an open file instead of a name; and it may use no protoco
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeGuard
 
 import av
 import av.error
@@ -85,8 +86,7 @@ def decoding(media: Media) -> Iterator[None]:
     except (JobError, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and not isinstance(error, av.error.FFmpegError):
-            # Of the file, not of what is in it: a drive that is away says nothing of the video.
+        if _is_of_the_file(error):
             raise media.unreadable(error) from error
         # Mostly FFmpegError; damaged metadata and indices raise UnicodeDecodeError, IndexError….
         text = str(getattr(error, "strerror", None) or error).partition("\n")[0]
@@ -95,6 +95,16 @@ def decoding(media: Media) -> Iterator[None]:
             ErrorCode.DECODE_FAILED,
             f"{media.name}: damaged or not supported ({reason[:_MAX_REASON_CHARACTERS]})",
         ) from error
+
+
+def _is_of_the_file(error: Exception) -> TypeGuard[OSError]:
+    """Not of what is in it: a drive that is away says nothing of the video.
+
+    But a place that no file can have is what the video says of itself.
+    """
+    if isinstance(error, av.error.FFmpegError) or not isinstance(error, OSError):
+        return False
+    return error.errno != errno.EINVAL
 
 
 def video_stream(container: InputContainer, media: Media, limits: MediaSettings) -> VideoStream:

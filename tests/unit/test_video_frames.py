@@ -32,6 +32,7 @@ from videos import (
     clock,
     frame_of,
     lengthened,
+    misplaced,
     plain,
     told,
     write_long_sound,
@@ -201,6 +202,18 @@ def test_times_are_from_the_start_wherever_the_clock_begins(tmp_path: Path, kind
         assert found[0].media_seconds == pytest.approx(5, abs=0.3)
     assert seconds == [0, 1, 2, 3, 4]
     assert [told(frame.pixels) for frame in found] == [0, 10, 20, 30, 40]
+
+
+def test_a_clock_that_begins_after_the_length_that_is_told(tmp_path: Path) -> None:
+    # Matroska tells when the last picture ends. Recorders whose clock runs on tell how long it is.
+    path = write_video(tmp_path / "a.mkv", clock(30, (128, 96)), start_seconds=100)
+    path.write_bytes(lengthened(path.read_bytes(), 3 / 103))
+
+    found = frames(path, frames=3)
+
+    assert [told(frame.pixels) for frame in found] == [5, 15, 25]
+    assert [frame.time_seconds for frame in found] == pytest.approx([0.5, 1.5, 2.5])
+    assert found[0].media_seconds == pytest.approx(3)
 
 
 def test_a_variable_rate_shows_each_picture_until_the_next(tmp_path: Path) -> None:
@@ -386,6 +399,17 @@ def test_what_can_be_decoded_of_a_damaged_file_is_given(
     path.write_bytes(data)
     found = frames(path, strategy="timestamps", timestamps=(0, 6.05, 9.5))
     assert [told(frame.pixels) for frame in found] == [0, 60, 95]
+
+
+def test_pictures_that_lie_where_no_file_has_a_byte_are_damage(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", clock(10))
+    path.write_bytes(misplaced(path.read_bytes()))
+
+    error = failure(path)
+
+    # Some file systems let one look there, and find nothing.
+    assert error.code in (ErrorCode.DECODE_FAILED, ErrorCode.VIDEO_NO_FRAMES), error.message
+    assert not error.retryable
 
 
 def test_a_song_with_a_cover_is_no_video(tmp_path: Path) -> None:
