@@ -9,7 +9,6 @@ from captioner.errors import ErrorCode, InvalidRequestError, JobError, ModelLoad
 from captioner.inference.architecture import TextArchitecture
 from captioner.options import GenerationOptions
 
-
 #: A word that hardly any vocabulary has.
 _UNKNOWN = "☃"
 
