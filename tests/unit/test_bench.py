@@ -17,7 +17,7 @@ import pytest
 import torch
 import typer
 
-from captioner.cli.bench import progress
+from captioner.cli.local_paths import writable
 from captioner.errors import SettingsError
 from captioner.inference import load_captioner
 from captioner.inference.benchmark import Plan, make_blip_large, measure_memory, random_weights
@@ -119,7 +119,7 @@ def test_a_file_that_may_not_be_written_is_told_before_anything_is_measured(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(typer.BadParameter, match=r"report\.json may not be written"):
-        progress._writable(tmp_path / "report.json")
+        writable(tmp_path / "report.json")
 
 
 @pytest.mark.long
