@@ -150,6 +150,7 @@ def test_without_every_caption_there_are_no_scores(env: dict[str, str], folder: 
         (["--annotations", "forging.json"], 1, "the first is a.png�captioner: done"),
         (["--setting", "fast"], 2, "paper"),
         (["-o", "beams=1"], 2, "unknown option beams"),
+        (["--predictions", "none/p.jsonl"], 2, "there is no folder"),
         (["--predictions", "captions.json"], 2, "captions.json, line 1: not a prediction"),
         (["--prompt", "a " * 60], 1, "prompt"),
     ],

@@ -17,7 +17,7 @@ import pytest
 import torch
 import typer
 
-from captioner.cli.bench import progress
+from captioner.cli.local_paths import writable
 from captioner.errors import SettingsError
 from captioner.inference import load_captioner
 from captioner.inference.benchmark import Plan, make_blip_large, measure_memory, random_weights
@@ -95,6 +95,14 @@ def test_the_command_measures_and_reports(env: dict[str, str], tmp_path: Path) -
     assert "batch 3, 3 beams" in result.stderr  # progress
 
 
+def test_without_weights_random_ones_are_named(env: dict[str, str]) -> None:
+    result = captioner("bench", "model", "--model", "some/blip", env=env)
+    assert result.returncode == 1
+    assert "not on this machine" in result.stderr
+    assert result.stderr.endswith("; --random-weights are as fast\n")
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_a_full_disk_costs_the_file_and_not_the_measurement(env: dict[str, str]) -> None:
     result = captioner(
         "bench", "model", "--model", "demo", "--batch", "1", "--beams", "1", "--rounds", "1",
@@ -111,7 +119,7 @@ def test_a_file_that_may_not_be_written_is_told_before_anything_is_measured(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(typer.BadParameter, match=r"report\.json may not be written"):
-        progress._writable(tmp_path / "report.json")
+        writable(tmp_path / "report.json")
 
 
 @pytest.mark.long

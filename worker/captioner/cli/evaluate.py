@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from captioner.cli.environment import Device, Dtype, Json, Model, settings_from
+from captioner.cli.local_paths import writable
 from captioner.cli.output import console, plain, print_json, progress_bar, remarks
 from captioner.cli.requests import Option, Prompt, parse_options
 from captioner.domain import ModelInfo
@@ -59,6 +60,7 @@ def evaluate(
         typer.Option(
             "--predictions",
             dir_okay=False,
+            callback=writable,
             metavar="FILE",
             help="JSON lines; what is in there is not captioned again. "
             "Default: NAME.predictions.jsonl right here, NAME being the caption set's.",

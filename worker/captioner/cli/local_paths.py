@@ -8,6 +8,8 @@ import stat
 from enum import Enum, auto
 from pathlib import Path
 
+import typer
+
 from captioner.errors import InvalidRequestError
 from captioner.redaction import shown_path
 
@@ -82,3 +84,19 @@ def shown(path: str | Path) -> str:
 def one_line(path: str | Path) -> str:
     """The path of a file that is there, as one line."""
     return _ODD.sub(lambda found: ascii(found[0])[1:-1], str(path))
+
+
+def writable(path: Path | None) -> Path | None:
+    """An option's file, to be written after minutes of work: say now that it cannot be.
+
+    Raises:
+        typer.BadParameter: there is no folder for it, or no leave.
+    """
+    if path is None:
+        return None
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise typer.BadParameter(f"there is no folder {one_line(folder)}")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise typer.BadParameter(f"{one_line(path)} may not be written")
+    return path

@@ -16,6 +16,7 @@ from rich.table import Table
 from captioner.cli.bench.progress import JsonFile, mib, telling, written
 from captioner.cli.environment import Device, Dtype, Model, settings_from
 from captioner.cli.output import console, progress_bar, remarks
+from captioner.errors import ModelLoadError
 from captioner.logs import configure_logging
 from captioner.settings import Settings
 
@@ -178,7 +179,10 @@ def _report(
     device = resolve_device(settings.model.device)
     dtype = resolve_dtype(settings.model.dtype, device)
     with remarks.status("checking the model"):
-        checkpoint = open_checkpoint(settings.model.id, settings.model.revision)
+        try:
+            checkpoint = open_checkpoint(settings.model.id, settings.model.revision)
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{error}; --random-weights are as fast") from None
     report = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": describe_hardware(device),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,20 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from captioner.cli.local_paths import writable
 from captioner.cli.output import progress_bar, remarks
-
-
-def _writable(path: Path | None) -> Path | None:
-    """Say now, and not after minutes of measuring, that there is nowhere to write."""
-    if path is None:
-        return None
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise typer.BadParameter(f"there is no folder {folder}")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise typer.BadParameter(f"{path} may not be written")
-    return path
-
 
 JsonFile = Annotated[
     Path | None,
@@ -32,7 +19,7 @@ JsonFile = Annotated[
         "--json",
         metavar="FILE",
         dir_okay=False,
-        callback=_writable,
+        callback=writable,
         help="Write the numbers here, too.",
     ),
 ]
