@@ -170,6 +170,18 @@ def test_a_hanging_plugin_delays_the_end_by_seconds(folder: Path, env: dict[str,
 
 
 @pytest.mark.long
+def test_threads_of_a_plugin_do_not_keep_a_worker_that_has_ended(
+    folder: Path, env: dict[str, str]
+) -> None:
+    wait = "import threading; wait = threading.Event().wait"
+    begins = f"{wait}; threading.Thread(target=wait, name='mine').start()"
+    install(folder / "plugins", "threads", f"{begins}\n{RAISING}")
+    with running_worker(folder, env) as worker:
+        assert worker.stop() == 0
+    assert "the worker ends without threads that go on: mine" in worker.log
+
+
+@pytest.mark.long
 def test_providers_that_fail_are_counted_also_those_in_decoders(
     folder: Path, env: dict[str, str], jobs: Jobs
 ) -> None:

@@ -1,4 +1,4 @@
-"""Ending at once: at SIGQUIT, and at the second SIGTERM or Ctrl-C.
+"""Ending at once: at SIGQUIT, at the second SIGTERM or Ctrl-C, and where plugins' threads go on.
 
 The first of those is Celery's warm shutdown: it finishes what runs. Somebody who asks again does
 not want to wait, but nothing may be left behind as `processing` either: what runs is handed back in
@@ -12,7 +12,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -21,6 +22,8 @@ from captioner.logs import log_from_signal
 #: A database that does not answer must not hold up an end that was asked for twice.
 PATIENCE_SECONDS = 5.0
 EXIT_CODE = 1
+#: How long threads that are no daemons may take to end when the worker has.
+LEAVE_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -67,3 +70,24 @@ class ImmediateEnd:
         except Exception:
             logger.exception("jobs stay claimed until this worker expires")
         os._exit(EXIT_CODE)
+
+
+def leave(code: int) -> None:
+    """End the process soon, with this exit code, though threads go on that Python waits for.
+
+    To be called last. A plugin may have begun some, or what it uses: they would keep a worker that
+    has ended for ever.
+    """
+    main = threading.current_thread()
+    others = [one for one in threading.enumerate() if one is not main and not one.daemon]
+    if others:
+        threading.Thread(target=_end_without, args=(others, code), daemon=True).start()
+
+
+def _end_without(threads: Sequence[threading.Thread], code: int) -> None:
+    until = time.monotonic() + LEAVE_SECONDS
+    for one in threads:
+        one.join(max(0.0, until - time.monotonic()))
+    if left := [one.name for one in threads if one.is_alive()]:
+        logger.warning("the worker ends without threads that go on: %s", ", ".join(left))
+        os._exit(code)

@@ -76,9 +76,12 @@ def worker(
     )
     _check_name(settings.worker.name)
     from captioner.celery import create_app, run_worker  # Celery: only where a worker is wanted
+    from captioner.shutdown import leave
 
     create_app(settings).close()  # what is wrong with the broker's URL Celery says with code 1
-    raise typer.Exit(run_worker(settings))
+    code = run_worker(settings)
+    leave(code)
+    raise typer.Exit(code)
 
 
 def _check_name(name: str) -> None:
