@@ -23,6 +23,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "ts": ("mpegts", "libx264"),
     "mpg": ("mpeg", "mpeg2video"),
     "flv": ("flv", "flv1"),
+    "mxf": ("mxf", "mpeg2video"),
 }
 QUIET = {"libx265": {"x265-params": "log-level=none"}, "libvpx-vp9": {"deadline": "realtime"}}
 

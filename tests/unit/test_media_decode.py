@@ -122,7 +122,10 @@ def test_the_format_is_told_by_the_content_and_never_by_the_name(tmp_path: Path,
         (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG, and none of"),
         (b"%PDF-1.7", "PDF, and none of JPEG"),
         (b"\x1f\x8b\x08\0", "compressed with gzip, and none of JPEG"),
-        (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d", "MXF, and none of MP4, QuickTime, Matroska"),
+        (
+            b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6",
+            "Windows Media, and none of MP4, QuickTime, Matroska, WebM, AVI, MPEG-TS",
+        ),
         (b"no < picture", "none of JPEG, PNG, WebP, GIF, AVIF, TIFF, BMP"),
     ],
 )

@@ -44,12 +44,12 @@ LIMITS = MediaSettings()
 SIZE = 64
 #: Keyframes where they are asked for, and nowhere else.
 STEADY = {"x264-params": "scenecut=0:keyint=30:min-keyint=30:bframes=0"}
-#: Pictures and their rate; MPEG-PS knows no rate of 10, and its encoder drops a picture or two.
+#: Pictures and their rate; MPEG-2 knows no rate of 10, and its encoder drops a picture or two.
 COUNT, RATE = 120, 10
 
 
 def rate_of(kind: str) -> int:
-    return 25 if kind == "mpg" else RATE
+    return 25 if kind in ("mpg", "mxf") else RATE
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ SIZE = 32
 STRACE = shutil.which("strace")
 #: Mutated files of the fuzz test. For a long run: CAPTIONER_TEST_FUZZ=500.
 FUZZ = int(os.environ.get("CAPTIONER_TEST_FUZZ", "60"))
-KINDS = ("mp4", "mkv", "webm", "avi", "ts")
+KINDS = ("mp4", "mkv", "webm", "avi", "ts", "mxf")
 #: For one frame. The fuzz files are small, and their decoders are fresh.
 LIMIT_SECONDS = 10.0
 
@@ -210,7 +210,7 @@ def test_a_song_is_no_video_in_a_decoder_either(tmp_path: Path, sampler: ChildSa
 def test_truncated_files_give_what_there_is_or_fail_cleanly(
     tmp_path: Path, sampler: ChildSampler, kind: str, part: float
 ) -> None:
-    data = write_video(tmp_path / f"a.{kind}", clock(60), gop=10).read_bytes()
+    data = write_video(tmp_path / f"a.{kind}", clock(60), rate=25, gop=10).read_bytes()
     path = tmp_path / f"cut.{kind}"
     path.write_bytes(data[: int(len(data) * part)])
     found = attempt(sampler, path)
@@ -252,7 +252,9 @@ def test_mutated_files_kill_no_decoder_and_end_in_time(
     tmp_path: Path, sampler: ChildSampler
 ) -> None:
     seeds = {
-        kind: write_video(tmp_path / f"seed.{kind}", clock(30, (96, 64)), gop=8).read_bytes()
+        kind: write_video(
+            tmp_path / f"seed.{kind}", clock(30, (96, 64)), rate=25, gop=8
+        ).read_bytes()
         for kind in KINDS
     }
     rng = random.Random(20)
@@ -276,7 +278,7 @@ def test_mutated_files_kill_no_decoder_and_end_in_time(
         path = tmp_path / f"{number}.{kind}"
         path.write_bytes(files[number])
         try:
-            found = attempt(sampler, path, strategies[number % len(strategies)])
+            found = attempt(sampler, path, strategies[number // len(KINDS) % len(strategies)])
         except CrashError as error:
             return f"crash: {path.name}: {error.message}"
         if isinstance(found, JobError):

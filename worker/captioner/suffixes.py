@@ -10,7 +10,7 @@ PICTURE_SUFFIXES = frozenset(
 )  # fmt: skip
 VIDEO_SUFFIXES = frozenset(
     {
-        ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
-        ".ogv", ".ts", ".webm",
+        ".3g2", ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+        ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm",
     }
 )  # fmt: skip

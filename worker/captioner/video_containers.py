@@ -21,6 +21,7 @@ _STARTS = (
     (b"OggS", "ogg"),
     (b"FLV\x01", "flv"),
     (b"\x00\x00\x01\xba", "mpeg"),
+    (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02", "mxf"),
 )
 #: Bytes of a transport stream's packet, and where its sync byte is; Blu-ray puts a time before it.
 _TRANSPORT_PACKETS = ((188, 0), (192, 4))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from captioner.media.formats import FORMAT_NAMES
 
 #: How the kinds of video are named to people (`captioner.video_containers` tells them).
-VIDEO_NAMES = ("MP4", "QuickTime", "Matroska", "WebM", "AVI", "MPEG-TS", "MPEG-PS", "FLV", "Ogg")
+VIDEO_NAMES = (
+    "MP4", "QuickTime", "Matroska", "WebM", "AVI", "MPEG-TS", "MPEG-PS", "MXF", "FLV", "Ogg",
+)  # fmt: skip
 
 _PICTURES = (
     (b"\xff\x0a", "JPEG XL"),
@@ -19,7 +21,6 @@ _PICTURES = (
 #: In what begins with `<`, the first of them that is found.
 _TEXTS = ((b"<!doctype html", "a web page"), (b"<html", "a web page"), (b"<svg", "SVG"))
 _VIDEOS = (
-    (b"\x06\x0e\x2b\x34\x02\x05\x01\x01", "MXF"),
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "Windows Media"),
     (b"\x00\x00\x01\xb3", "an MPEG stream without a container"),
     (b"\x00\x00\x00\x01\x67", "an H.264 stream without a container"),
