@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import select, text
 
+from captioner import recording
 from captioner.domain import JobState
 from captioner.errors import StoreLockedError
 from captioner.store import CombinedStore, Store, create_store_engine, upgrade
 from captioner.store.models import JobRow
 from captioner.store.schema import migrating
+from processes import wait_until
 from stored import NOON, again, claimed, submit, success
 
 if TYPE_CHECKING:
@@ -108,3 +111,27 @@ def test_an_index_is_built_concurrently_however_long_it_waits(store: Store) -> N
         apart = connection.execution_options(isolation_level="AUTOCOMMIT")
         assert apart.scalar(text("SHOW lock_timeout")) == "0"
     assert limits() == "200ms"
+
+
+def test_a_result_waits_for_its_lock_however_long_it_takes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The results beside it do not."""
+    monkeypatch.setattr(recording, "STORE_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(recording, "STORE_RETRY_SECONDS", 0.01)
+    one, two = claimed(store, 2)
+    combined = CombinedStore(store, "w")
+    told: list[str] = []
+    monkeypatch.setattr(recording.logger, "warning", lambda text, _: told.append(text))
+    with ThreadPoolExecutor(1) as pool:
+        with locked(store, one.id):
+            written = pool.submit(
+                recording._written,
+                [success(one), success(two)],
+                combined.record,
+                combined.record_locked,
+            )
+            wait_until(lambda: len(told) >= 2 or written.done())  # it asks again and again
+            assert store.get(two.id).state is JobState.SUCCEEDED
+        assert written.result(30) == [True, True]
+    assert store.count_by_state()[JobState.SUCCEEDED] == 2
