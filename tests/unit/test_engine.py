@@ -93,10 +93,10 @@ def test_a_caption_with_no_number_behind_it_is_the_models_fault() -> None:
     ("given", "problem"),
     [
         ([], "ValueError: gave no caption of a picture"),
-        ([FakeCaption(None, "", -1.0)], "whose text is NoneType, not a text"),  # type: ignore[arg-type]
+        ([FakeCaption(None, "", -1.0)], "whose text is NoneType, not a text"),  # type: ignore[arg-type]  # on purpose
         ([FakeCaption("a\x00", "", -1.0)], "whose text is not valid Unicode, or holds NUL"),
         ([FakeCaption("a", "a" * 100_001, -1.0)], "whose continuation has 100001 characters"),
-        ([FakeCaption("a", "a", None)], "TypeError: float() argument"),  # type: ignore[arg-type]
+        ([FakeCaption("a", "a", None)], "TypeError: float() argument"),  # type: ignore[arg-type]  # on purpose
     ],
 )
 def test_a_model_that_gives_no_captions_is_to_blame(given: list[FakeCaption], problem: str) -> None:
@@ -116,7 +116,7 @@ def test_a_model_that_gives_no_captions_is_to_blame(given: list[FakeCaption], pr
 def test_scores_may_be_of_an_array() -> None:
     class Model(FakeCaptionModel):
         def generate(self, images: Any, options: Any) -> list[list[FakeCaption]]:
-            one = FakeCaption("a", "a", np.float32(-0.5), np.float64(-0.25))  # type: ignore[arg-type]
+            one = FakeCaption("a", "a", np.float32(-0.5), np.float64(-0.25))  # type: ignore[arg-type]  # as it comes
             return [[one] for _ in images]
 
     engine = started(Model())

@@ -205,12 +205,12 @@ def test_the_children_of_a_fork_do_not_share_its_connections(jobs: Jobs) -> None
     """A site makes its own `Jobs` and a server forks: two processes in one connection hung."""
     job = jobs.submit("/a.jpg")
     before = jobs._store, jobs._app
-    jobs._connecting.acquire()  # as by a thread that is in the middle of it
+    jobs._connections._opening.acquire()  # as by a thread that is in the middle of it
     child = os.fork()
     if child == 0:  # pragma: no cover  # measured in the parent alone
         fresh = jobs._store is not before[0] and jobs._app is not before[1]
         os._exit(0 if fresh and jobs.cancel(job.id).state is JobState.CANCELED else 1)
-    jobs._connecting.release()
+    jobs._connections._opening.release()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert (jobs._store, jobs._app) == before
     assert jobs.get(job.id).state is JobState.CANCELED

@@ -18,24 +18,23 @@ import functools
 import inspect
 import itertools
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from uuid import UUID
-from weakref import WeakSet
 
-from captioner.celery import CaptionerApp, create_app
+from captioner.celery import CaptionerApp
+from captioner.connections import Connections
 from captioner.domain import CaptionRequest, Job, JobState, Lane
 from captioner.errors import InvalidRequestError, JobNotFoundError
 from captioner.options import GenerationOptions, VideoOptions
 from captioner.request_json import alt_text_from, lane_of, options_from, video_from
 from captioner.settings import Settings, load_settings
 from captioner.source import Source
-from captioner.store import Cursor, Store, Submission, open_store
+from captioner.store import Cursor, Store, Submission
 from captioner.submitting import Refusal, add_each, dispatch
 
 #: `wait` asks the database this often at first, and at last.
@@ -50,19 +49,11 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
-class _Connections(NamedTuple):
-    store: Store
-    app: CaptionerApp
-
-
 class Jobs(AbstractContextManager["Jobs"]):
     """A connection to the database and the broker of one installation; safe to share by threads.
 
     And by the children of a process that forks, as servers do that load a site before that.
     """
-
-    _connecting: threading.Lock
-    _connections: _Connections | None
 
     def __init__(self, settings: Settings | None = None) -> None:
         """Connect as `settings` say, or as the environment does.
@@ -73,38 +64,19 @@ class Jobs(AbstractContextManager["Jobs"]):
             StoreUnavailableError: the database cannot be reached.
         """
         self.settings = settings or load_settings()
-        self._forget()
-        self._connected()
-        _all_jobs.add(self)
-
-    def _connected(self) -> _Connections:
-        with self._connecting:
-            if self._connections is None:
-                store = open_store(self.settings)
-                self._connections = _Connections(store, create_app(self.settings))
-            return self._connections
-
-    def _forget(self) -> None:
-        """Begin anew where a parent's connections would be used by two processes at once.
-
-        And where its locks may be held by threads that are not there.
-        """
-        self._connecting = threading.Lock()
-        self._connections = None
+        self._connections = Connections(self.settings)
 
     @property
     def _store(self) -> Store:
-        return self._connected().store
+        return self._connections.opened().store
 
     @property
     def _app(self) -> CaptionerApp:
-        return self._connected().app
+        return self._connections.opened().app
 
     def close(self) -> None:
         """Give the connections back."""
-        if self._connections:
-            self._connections.app.close()
-            self._connections.store.close()
+        self._connections.close()
 
     def __exit__(
         self,
@@ -325,18 +297,6 @@ class Jobs(AbstractContextManager["Jobs"]):
         return self.get(job_id)
 
 
-#: Those that a fork has to tell.
-_all_jobs: WeakSet[Jobs] = WeakSet()
-
-
-def _after_fork() -> None:
-    for each in _all_jobs:
-        each._forget()  # noqa: SLF001  # nobody else may
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
 def _check_kind(name: str, value: object, kind: type) -> None:
     if value is not None and not isinstance(value, kind):
         wanted = "a text" if kind is str else "a mapping"
@@ -376,6 +336,7 @@ def _of_default(
 
     signature = inspect.signature(method)
     _, *parameters = signature.parameters.values()
+    # `inspect` looks there first; functions are not declared to have it.
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return call
 

@@ -72,4 +72,4 @@ def sample_frames(media: Media, request: CaptionRequest, image_size: int) -> lis
 def worker_ready() -> None:
     """Let the worker be asked what its engine has done."""
     # Here, because the engine and the decoders load this module without Celery.
-    from captioner.bench import remote  # noqa: F401
+    from captioner.bench import remote  # noqa: F401  # registers its command
